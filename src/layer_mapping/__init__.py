@@ -1,0 +1,35 @@
+"""Which student layer learns from which teacher layer, and how the two are compared."""
+
+from layer_mapping.matcher import LayerMatcher, MatchResult
+from layer_mapping.pair_losses import CosineLoss, MSELoss, NormalizedMSELoss, PairLoss
+from layer_mapping.strategies import (
+    all_to_one,
+    explicit,
+    forward,
+    in_order_random,
+    last,
+    none,
+    random,
+    resolve,
+    reverse,
+)
+from layer_mapping.taps import LayerTaps
+
+__all__ = [
+    "CosineLoss",
+    "LayerMatcher",
+    "LayerTaps",
+    "MSELoss",
+    "MatchResult",
+    "NormalizedMSELoss",
+    "PairLoss",
+    "all_to_one",
+    "explicit",
+    "forward",
+    "in_order_random",
+    "last",
+    "none",
+    "random",
+    "resolve",
+    "reverse",
+]

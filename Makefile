@@ -1,0 +1,69 @@
+# make quickstart  distil a real model on the CPU, end to end
+# make test        the test suite          make lint   ruff and mypy
+# make bench       speed and memory, side by side with torchtune's own losses
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null \
+	&& echo $$p && break; done)
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+TEACHER := models/SmolLM2-135M-Instruct
+STUDENT := models/smollm2-10-layers
+DATA := data/reference_manual
+RUN := out/quickstart
+EVAL := $(BIN)/lm_eval run --model hf --tasks manual_perplexity,manual_choice \
+	--include_path $(DATA) --device cpu --batch_size 8
+
+# Everything is local here: do not wait for a hub that may be out of reach.
+quickstart test bench $(RUN)/epoch_0 out/eval/%: export HF_HUB_OFFLINE = 1
+quickstart $(RUN)/epoch_0: export TOKENIZERS_PARALLELISM = false
+
+.PHONY: quickstart install test lint bench clean
+.DELETE_ON_ERROR:
+
+quickstart: out/eval/teacher out/eval/student_before out/eval/student_after
+	@$(BIN)/python -m kd_analysis.report --run $(RUN) teacher=out/eval/teacher \
+		student_before=out/eval/student_before student_after=out/eval/student_after
+	@echo
+	@echo "next, on a GPU with Qwen3-8B in models/Qwen3-8B: see configs/qwen3_forward.yaml, then"
+	@echo "  $(BIN)/tune run kd_single_device --config configs/qwen3_forward.yaml"
+
+install: $(INSTALLED)
+$(INSTALLED): requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11 or 3.12 is needed; name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --progress-bar on -r requirements.txt
+	@touch $@
+
+$(TEACHER): | $(INSTALLED)
+	$(BIN)/python -m hf_models.embedded --output $@
+$(DATA): | $(INSTALLED)
+	$(BIN)/python -m kd_data.reference_manual --output $@
+$(STUDENT): | $(TEACHER)
+	$(BIN)/tune run kd_init_student --config configs/init_student.yaml
+
+$(RUN)/epoch_0: configs/quickstart.yaml | $(STUDENT) $(DATA)
+	$(BIN)/tune run kd_single_device --config configs/quickstart.yaml output_dir=$(RUN)
+
+# lm_eval's results of one model; the folder appears when they are complete.
+define evaluate
+	@mkdir -p out/eval
+	rm -rf $@.part
+	$(EVAL) --model_args pretrained=$(1),dtype=float32 --output_path $@.part
+	rm -rf $@ && mv $@.part $@
+endef
+out/eval/teacher: | $(TEACHER) $(DATA)
+	$(call evaluate,$(TEACHER))
+out/eval/student_before: | $(STUDENT) $(DATA)
+	$(call evaluate,$(STUDENT))
+out/eval/student_after: $(RUN)/epoch_0 | $(DATA)
+	$(call evaluate,$(RUN)/epoch_0)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+lint: $(INSTALLED)
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+bench: $(INSTALLED)
+	$(BIN)/python benchmarks/losses.py
+clean:
+	rm -rf out data .pytest_cache .ruff_cache .mypy_cache

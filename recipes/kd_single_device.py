@@ -1,0 +1,20 @@
+"""Distil on one device, CPU or GPU.
+
+tune run kd_single_device --config configs/quickstart.yaml
+tune run kd_single_device --config configs/quickstart.yaml max_steps_per_epoch=5
+"""
+
+from omegaconf import DictConfig
+from torchtune import config
+
+from kd_training import OneDevice, run, run_main
+
+
+@config.parse
+def main(cfg: DictConfig) -> None:
+    """Distil a frozen teacher into a student on one device."""
+    run(cfg, OneDevice(cfg.get("device", "cuda")))
+
+
+if __name__ == "__main__":
+    run_main(main)

