@@ -48,7 +48,8 @@ def decoder(
         ValueError: If it asks for something that is not supported.
     """
     # Configs of other recipes carry output_hidden_states; here layers are tapped where needed.
-    return _build(read_config(checkpoint_dir), _plain_linear, max_seq_len, attn_dropout)
+    config = read_config(checkpoint_dir)
+    return build_decoder(config, max_seq_len=max_seq_len, attn_dropout=attn_dropout)
 
 
 def lora_decoder(
@@ -103,19 +104,24 @@ def lora_decoder(
 
     def make_linear(name: str, in_dim: int, out_dim: int, bias: bool) -> nn.Module:
         if name not in places:
-            return _plain_linear(name, in_dim, out_dim, bias)
+            return plain_linear(name, in_dim, out_dim, bias)
         return LoRALinear(in_dim, out_dim, lora_rank, lora_alpha, lora_dropout, use_bias=bias)
 
-    return _build(config, make_linear, max_seq_len, attn_dropout)
+    return build_decoder(config, make_linear, max_seq_len, attn_dropout)
 
 
-def _plain_linear(name: str, in_dim: int, out_dim: int, bias: bool) -> nn.Module:
+def plain_linear(name: str, in_dim: int, out_dim: int, bias: bool) -> nn.Module:
+    """Makes every linear layer an ``nn.Linear``, whatever its name."""
     return nn.Linear(in_dim, out_dim, bias=bias)
 
 
-def _build(
-    config: PreTrainedConfig, make_linear: MakeLinear, max_seq_len: int | None, attn_dropout: float
+def build_decoder(
+    config: PreTrainedConfig,
+    make_linear: MakeLinear = plain_linear,
+    max_seq_len: int | None = None,
+    attn_dropout: float = 0.0,
 ) -> TransformerDecoder:
+    """The decoder that ``config`` describes, its linear layers made by ``make_linear``."""
     max_seq_len = max_seq_len or config.max_position_embeddings
     rope = RotaryEmbedding(config, max_seq_len)
     layers = nn.ModuleList(

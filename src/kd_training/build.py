@@ -4,6 +4,7 @@ Decoders are built on the meta device, which costs nothing and tells depth, widt
 that whatever does not fit together is found at once.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +12,31 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torchtune import training
-from torchtune.config import instantiate
+from torchtune.config._utils import _get_component_from_path
 from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.modules.loss import CEWithChunkedOutputLoss
 from torchtune.modules.peft import get_adapter_params, set_trainable_params
 
 from hf_models import HFCheckpointer, vocabulary_mismatch
-from kd_training.config import loss_weights, needs_teacher
+from kd_losses import ForwardKLLoss, KDLoss
+from kd_training.config import component, loss_weights, needs_teacher
 from kd_training.objective import Objective
 from kd_training.schema import Scales
 from layer_mapping import LayerMatcher, resolve
+from layer_mapping.strategies import Pair
 
 _CROSS_ENTROPIES = (nn.CrossEntropyLoss, CEWithChunkedOutputLoss)
 
 
-def build_decoder(node: DictConfig, dtype: torch.dtype) -> Any:
-    """The decoder that ``node`` names, on the meta device."""
+def build_decoder(cfg: DictConfig, key: str, dtype: torch.dtype) -> Any:
+    """The decoder that ``cfg[key]`` names, on the meta device."""
     with training.set_default_dtype(dtype), torch.device("meta"):
-        return instantiate(node)
+        return component(cfg[key], key)
 
 
 def build_student(cfg: DictConfig, dtype: torch.dtype) -> Any:
     """The student with its adapter (or, without one, all of its weights) trainable."""
-    student = build_decoder(cfg.model, dtype)
+    student = build_decoder(cfg, "model", dtype)
     adapter = get_adapter_params(student)
     if adapter:
         set_trainable_params(student, adapter)
@@ -50,7 +53,7 @@ def build_teacher(cfg: DictConfig, dtype: torch.dtype) -> Any:
     """The frozen teacher in eval mode; None where no part of the loss looks at it."""
     if not needs_teacher(loss_weights(cfg)):
         return None
-    teacher = build_decoder(cfg.teacher_model, dtype).requires_grad_(False).eval()
+    teacher = build_decoder(cfg, "teacher_model", dtype).requires_grad_(False).eval()
     if cfg.compile:
         training.compile_model(teacher, verbose=False)
     return teacher
@@ -66,19 +69,34 @@ def build_objective(
     """
     weights = loss_weights(cfg)
     matcher = build_matcher(cfg, weights, student, teacher, device)
-    prompt = weights.kd > 0 and cfg.prompt_kd_loss is not None
     return Objective(
         student,
         teacher,
         weights,
-        instantiate(cfg.kd_loss) if weights.kd > 0 else None,
+        # Without a weight it is never called, but it still says which labels do not count.
+        _divergence(cfg, "kd_loss", ignore_index) or ForwardKLLoss(ignore_index=ignore_index),
         matcher,
         kd_scope=cfg.token_scope.kd,
         ir_scope=cfg.token_scope.ir,
-        prompt_kd_loss=instantiate(cfg.prompt_kd_loss) if prompt else None,
+        prompt_kd_loss=_divergence(cfg, "prompt_kd_loss", ignore_index),
         num_chunks=OmegaConf.select(cfg, "loss.num_output_chunks"),
-        ignore_index=ignore_index,
     )
+
+
+def _divergence(cfg: DictConfig, key: str, ignore_index: int) -> KDLoss | None:
+    loss = component(cfg[key], key)
+    if loss is None:
+        return None
+    if not isinstance(loss, KDLoss):
+        raise ValueError(
+            f"config: {key} is {cfg[key]._component_}; it must be a divergence of kd_losses, such "
+            "as kd_losses.ForwardKLLoss, because it is computed straight from hidden states"
+        )
+    if loss.ignore_index != ignore_index:
+        raise ValueError(
+            f"config: {key}.ignore_index is {loss.ignore_index}, but the labels use {ignore_index}"
+        )
+    return loss
 
 
 def build_matcher(
@@ -87,27 +105,30 @@ def build_matcher(
     """The matched pairs with their projections; None where intermediate layers have no weight."""
     if weights.ir == 0:
         return None
-    depths = len(student.layers), len(teacher.layers)
-    spec = cfg.layer_mapping
-    if isinstance(spec, DictConfig):
-        pairs = resolve(lambda *sizes: instantiate(spec, *sizes), *depths)
-    else:
-        pairs = resolve(OmegaConf.to_object(spec) if OmegaConf.is_list(spec) else spec, *depths)
     if cfg.ir_loss is None:
-        raise ValueError(f"config: layer_mapping is {spec}, so ir_loss must be set")
+        raise ValueError(f"config: layer_mapping is {cfg.layer_mapping}, so ir_loss must be set")
     with device:
         return LayerMatcher(
-            pairs,
-            instantiate(cfg.ir_loss),
+            pairs_of_epoch(cfg, student, teacher, 0),
+            component(cfg.ir_loss, "ir_loss"),
             student.tok_embeddings.embedding_dim,
             teacher.tok_embeddings.embedding_dim,
             projection=cfg.layer_projection.mode,
         )
 
 
-def build_checkpointer(node: DictConfig) -> Any:
-    """The checkpointer that ``node`` names, with the headers of its files checked where it can."""
-    checkpointer = instantiate(node)
+def pairs_of_epoch(cfg: DictConfig, student: Any, teacher: Any, epoch: int) -> list[Pair]:
+    """The (student, teacher) layers that ``layer_mapping`` matches in an epoch."""
+    spec = OmegaConf.to_container(cfg, resolve=True)["layer_mapping"]
+    if isinstance(spec, dict):
+        strategy = _get_component_from_path(spec.pop("_component_"))
+        spec = partial(strategy, **spec)
+    return resolve(spec, len(student.layers), len(teacher.layers), epoch)
+
+
+def build_checkpointer(cfg: DictConfig, key: str) -> Any:
+    """The checkpointer ``cfg[key]``, with the headers of its files checked where it can."""
+    checkpointer = component(cfg[key], key)
     if isinstance(checkpointer, HFCheckpointer):
         checkpointer.check()
     return checkpointer
@@ -122,7 +143,7 @@ def ignore_index(cfg: DictConfig) -> int:
     """
     if cfg.loss is None:
         return -100
-    loss = instantiate(cfg.loss)
+    loss = component(cfg.loss, "loss")
     plain = getattr(loss, "label_smoothing", 0) == 0 and getattr(loss, "weight", None) is None
     if not isinstance(loss, _CROSS_ENTROPIES) or not plain:
         raise ValueError(

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+from torchtune.config import instantiate
 from torchtune.config._utils import _get_component_from_path
 
 from kd_training.schema import RunConfig, Scales
@@ -53,6 +54,19 @@ def check_config(cfg: DictConfig) -> DictConfig:
     for key, component in _components(checked):
         _check_component(key, component)
     return checked
+
+
+def component(node: Any, key: str, *args: Any, **kwargs: Any) -> Any:
+    """What ``node`` names, built by torchtune; None for no node.
+
+    Raises:
+        ValueError: If it cannot be built; the message names ``key``.
+    """
+    try:
+        return instantiate(node, *args, **kwargs)
+    except Exception as err:  # any component may be named, so it may raise anything
+        why = " ".join(str(err).split()) or type(err).__name__
+        raise ValueError(f"config: {key}: {why}") from err
 
 
 def loss_weights(cfg: DictConfig) -> Scales:

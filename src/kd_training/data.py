@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
-from torchtune.config import instantiate
 from torchtune.datasets import ConcatDataset
 
 from kd_data import collate
+from kd_training.config import component
 from kd_training.placement import Placement
 
 _LOOK_FOR_LABELS_IN = 1000
@@ -29,9 +29,9 @@ def build_dataset(
         ValueError: If it is empty or its first samples carry no label at all.
     """
     if isinstance(node, ListConfig):
-        dataset = ConcatDataset([instantiate(one, tokenizer) for one in node])
+        dataset = ConcatDataset([component(one, key, tokenizer) for one in node])
     else:
-        dataset = instantiate(node, tokenizer)
+        dataset = component(node, key, tokenizer)
     if len(dataset) == 0:
         raise ValueError(f"{key} is empty; check its files, split and filters")
     looked_at = min(len(dataset), _LOOK_FOR_LABELS_IN)

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig
-from torchtune.config import instantiate
 from torchtune.training.metric_logging import DiskLogger, StdoutLogger, TensorBoardLogger
 from tqdm import tqdm
+
+from kd_training.config import component
 
 METRICS_FILE = Path("logs") / "metrics.jsonl"
 # Their log_config only writes a second copy of config.yaml.
@@ -30,7 +31,7 @@ class Metrics:
         nodes = (
             cfg.metric_logger if isinstance(cfg.metric_logger, ListConfig) else [cfg.metric_logger]
         )
-        self._loggers = [instantiate(node) for node in nodes if node is not None]
+        self._loggers = [component(node, "metric_logger") for node in nodes if node is not None]
         for logger in self._loggers:
             if not isinstance(logger, _LOCAL_LOGGERS):
                 logger.log_config(cfg)

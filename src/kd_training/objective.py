@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from hf_models import head_weight
-from kd_losses import LinearKDLoss
+from kd_losses import KDLoss, LinearKDLoss
 from kd_training.schema import Scales
 from layer_mapping import LayerMatcher, LayerTaps
+from layer_mapping.strategies import Pair
 
 PARTS = ("ce", "kd", "ir", "prompt_kd")
 
@@ -43,13 +44,13 @@ class Objective:
         student: Decoder that learns.
         teacher: Frozen decoder; None where no part needs it.
         weights: Weight of ce, kd and ir. A part of weight 0 costs nothing.
-        kd_loss: Divergence for the positions of ``kd_scope``.
+        kd_loss: Divergence for the positions of ``kd_scope``; its ``ignore_index`` marks the
+            labels that do not count.
         matcher: Pairs of layers and their loss; None without layer matching.
         kd_scope: ``labels`` or ``all``: the divergence's positions.
         ir_scope: The same for layer matching.
         prompt_kd_loss: Divergence for the real positions without a label, weighted like kd.
         num_chunks: Number of chunks to project a micro-batch in; None: chosen by size.
-        ignore_index: Label of a position without a target.
     """
 
     def __init__(
@@ -57,24 +58,39 @@ class Objective:
         student: nn.Module,
         teacher: nn.Module | None,
         weights: Scales,
-        kd_loss: nn.Module | None,
+        kd_loss: KDLoss,
         matcher: LayerMatcher | None = None,
         *,
         kd_scope: str = "labels",
         ir_scope: str = "labels",
-        prompt_kd_loss: nn.Module | None = None,
+        prompt_kd_loss: KDLoss | None = None,
         num_chunks: int | None = None,
-        ignore_index: int = -100,
     ) -> None:
         self.student, self.teacher, self.weights, self.matcher = student, teacher, weights, matcher
         self.scopes = {"ce": "labels", "kd": kd_scope, "ir": ir_scope, "prompt_kd": "prompt"}
-        self.num_chunks, self.ignore_index = num_chunks, ignore_index
+        self.num_chunks, self.ignore_index = num_chunks, kd_loss.ignore_index
         self._linear = LinearKDLoss(kd_loss, weights.ce, weights.kd)
         self._prompt = prompt_kd_loss and LinearKDLoss(prompt_kd_loss, 0.0, weights.kd)
-        self._student_taps = matcher and LayerTaps(student, matcher.student_layers)
-        self._teacher_taps = matcher and LayerTaps(teacher, matcher.teacher_layers)
+        self._tap_layers()
         for model in filter(None, (student, teacher)):
             _stop_at_final_norm(model)
+
+    def set_pairs(self, pairs: list[Pair]) -> None:
+        """Match other layers from now on; the student's layers must stay the same."""
+        if self.matcher is not None:
+            self.matcher.set_pairs(pairs)
+            self._tap_layers()
+
+    def _tap_layers(self) -> None:
+        self._student_taps = self._teacher_taps = None
+        if self.matcher is not None:
+            assert self.teacher is not None
+            # Without a divergence nobody needs the teacher's logits, nor the layers above the taps.
+            logits = self.weights.kd > 0
+            self._student_taps = LayerTaps(self.student, self.matcher.student_layers)
+            self._teacher_taps = LayerTaps(
+                self.teacher, self.matcher.teacher_layers, truncate=not logits
+            )
 
     def active(self) -> list[str]:
         """The parts that have a weight, in the order of ``PARTS``."""

@@ -33,7 +33,11 @@ class OneDevice:
     world_size = 1
 
     def __init__(self, device: str) -> None:
-        self.device = utils.get_device(device)
+        try:
+            self.device = utils.get_device(device)
+        except RuntimeError as err:
+            why = " ".join(str(err).split())
+            raise ValueError(f"config: device {device!r} cannot be used: {why}") from err
 
     def place(self, model: nn.Module, state_dict: dict[str, Tensor], dtype: torch.dtype) -> None:
         """Give a decoder that was built on the meta device its weights, on this device."""

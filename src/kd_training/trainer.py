@@ -9,11 +9,10 @@ from typing import Any
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchtune import training
-from torchtune.config import instantiate
 
 from kd_analysis.plots import plot_losses
 from kd_training import build, output
-from kd_training.config import check_config
+from kd_training.config import check_config, component
 from kd_training.data import build_dataset, build_loader, grouped
 from kd_training.metrics import METRICS_FILE, Metrics, peak_memory_gib
 from kd_training.objective import PARTS, Sums
@@ -48,14 +47,14 @@ class Trainer:
         self.objective = build.build_objective(
             cfg, self.student, self.teacher, placement.device, ignore_index
         )
-        self.checkpointer = build.build_checkpointer(cfg.checkpointer)
+        self.checkpointer = build.build_checkpointer(cfg, "checkpointer")
         if self.teacher is not None:
-            self.teacher_checkpointer = build.build_checkpointer(cfg.teacher_checkpointer)
+            self.teacher_checkpointer = build.build_checkpointer(cfg, "teacher_checkpointer")
         self._build_data(ignore_index)
 
     def _build_data(self, ignore_index: int) -> None:
         cfg, placement = self.cfg, self.placement
-        tokenizer = instantiate(cfg.tokenizer)
+        tokenizer = component(cfg.tokenizer, "tokenizer")
         loader = {"placement": placement, "pad_id": tokenizer.pad_id}
         loader |= {"ignore_index": ignore_index, "seed": self.seed}
         dataset = build_dataset(cfg.dataset, tokenizer, "dataset", ignore_index)
@@ -95,9 +94,13 @@ class Trainer:
             lr = cfg.layer_projection.lr
             groups.append({"params": projections} | ({} if lr is None else {"lr": lr}))
             self.parameters = self.parameters + projections
-        self.optimizer = instantiate(cfg.optimizer, groups)
-        self.scheduler = cfg.lr_scheduler and instantiate(
-            cfg.lr_scheduler, self.optimizer, num_training_steps=self.total_steps, last_epoch=-1
+        self.optimizer = component(cfg.optimizer, "optimizer", groups)
+        self.scheduler = component(
+            cfg.lr_scheduler,
+            "lr_scheduler",
+            self.optimizer,
+            num_training_steps=self.total_steps,
+            last_epoch=-1,
         )
 
     def train(self) -> None:
@@ -122,6 +125,9 @@ class Trainer:
     def _train_epoch(self, epoch: int) -> None:
         self.student.train()
         self.loader.sampler.set_epoch(epoch)
+        if self.objective.matcher is not None:
+            pairs = build.pairs_of_epoch(self.cfg, self.student, self.teacher, epoch)
+            self.objective.set_pairs(pairs)
         groups = grouped(self.loader, self.cfg.gradient_accumulation_steps, self.placement.device)
         start = time.perf_counter()
         for _, micro_batches in zip(range(self.steps_per_epoch), groups, strict=False):

@@ -2,7 +2,10 @@
 
 from layer_mapping.matcher import LayerMatcher, MatchResult
 from layer_mapping.pair_losses import CosineLoss, MSELoss, NormalizedMSELoss, PairLoss
+from layer_mapping.projection import Projection
+from layer_mapping.spec import resolve
 from layer_mapping.strategies import (
+    STRATEGIES,
     all_to_one,
     explicit,
     forward,
@@ -10,12 +13,12 @@ from layer_mapping.strategies import (
     last,
     none,
     random,
-    resolve,
     reverse,
 )
 from layer_mapping.taps import LayerTaps
 
 __all__ = [
+    "STRATEGIES",
     "CosineLoss",
     "LayerMatcher",
     "LayerTaps",
@@ -23,6 +26,7 @@ __all__ = [
     "MatchResult",
     "NormalizedMSELoss",
     "PairLoss",
+    "Projection",
     "all_to_one",
     "explicit",
     "forward",

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layer_mapping.pair_losses import PairLoss
+from layer_mapping.projection import Projection
 from layer_mapping.strategies import Pair
 
 PROJECTION_MODES = ("auto", "always", "never")
@@ -35,11 +35,8 @@ class LayerMatcher(nn.Module):
     total = Σ_pairs w · Σ_tokens loss(A·h_student, h_teacher), divided by Σ w if the loss's
     reduction is ``"mean"``. It is a sum over tokens: divide by the number of tokens once.
 
-    A projection is a bias-free fp32 linear Ds → Dt that starts as the identity, cut off or
-    zero-padded where the widths differ: deterministic, so that ranks agree without a broadcast,
-    and equal widths start without changing anything. It computes in the student's dtype. It
-    belongs to the student layer (its n-th pair, where a student layer has several), so that it
-    stays valid when the teacher layer changes.
+    A ``Projection`` belongs to the student layer (to its n-th pair, where a student layer has
+    several), so that it stays valid when the teacher layer changes.
 
     Args:
         pairs: ``(student, teacher)`` layers, 0-based; a pair listed twice counts twice.
@@ -81,7 +78,7 @@ class LayerMatcher(nn.Module):
         self.projections = nn.ModuleDict()
         if projection == "always" or student_dim != teacher_dim:
             for name in _projection_names(self.pairs):
-                self.projections[name] = _identity_projection(student_dim, teacher_dim)
+                self.projections[name] = Projection(student_dim, teacher_dim)
 
     @property
     def student_layers(self) -> list[int]:
@@ -123,8 +120,7 @@ class LayerMatcher(nn.Module):
             student_ND = student_taps[student].flatten(0, 1).index_select(0, index)
             teacher_ND = teacher_taps[teacher].detach().flatten(0, 1).index_select(0, index)
             if self.projections:
-                projection = self.projections[name]
-                student_ND = F.linear(student_ND, projection.weight.to(student_ND.dtype))
+                student_ND = self.projections[name](student_ND)
             pair_sum = self.loss(student_ND, teacher_ND)
             total = total + weight * pair_sum
             per_pair[f"s{student}-t{teacher}"] = pair_sum.detach()
@@ -138,9 +134,3 @@ def _projection_names(pairs: Sequence[Pair]) -> list[str]:
         names.append(f"s{student}_{seen[student]}" if seen[student] else f"s{student}")
         seen[student] += 1
     return names
-
-
-def _identity_projection(student_dim: int, teacher_dim: int) -> nn.Linear:
-    projection = nn.Linear(student_dim, teacher_dim, bias=False, dtype=torch.float32)
-    nn.init.eye_(projection.weight)
-    return projection

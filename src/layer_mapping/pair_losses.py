@@ -36,7 +36,9 @@ class PairLoss(nn.Module):
         super().__init__()
         if reduction not in REDUCTIONS:
             raise ValueError(f"reduction must be one of {', '.join(REDUCTIONS)}, not {reduction!r}")
-        if pair_weights is not None and (min(pair_weights) < 0 or sum(pair_weights) == 0):
+        if pair_weights is not None and (
+            not all(weight >= 0 for weight in pair_weights) or sum(pair_weights) == 0
+        ):
             raise ValueError(
                 f"pair_weights must be non-negative and not all 0, not {list(pair_weights)}"
             )

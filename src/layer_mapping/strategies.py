@@ -9,8 +9,6 @@ Source: Yu, Wen, Mou, "Revisiting Intermediate-Layer Matching in Knowledge Disti
 Layer-Selection Strategy Doesn't Matter (Much)".
 """
 
-import difflib
-import inspect
 from collections.abc import Callable, Sequence
 from random import Random
 
@@ -133,8 +131,7 @@ def explicit(
     resolved = []
     for pair in pairs:
         if (
-            isinstance(pair, str)
-            or not isinstance(pair, Sequence)
+            not isinstance(pair, Sequence)
             or len(pair) != 2
             or not all(type(layer) is int for layer in pair)
         ):
@@ -145,46 +142,6 @@ def explicit(
         teacher = _from_start(pair[1], num_teacher_layers, "teacher", pair)
         resolved.append((student, teacher))
     return resolved
-
-
-def resolve(
-    spec: str | Sequence[Sequence[int]] | Strategy,
-    num_student_layers: int,
-    num_teacher_layers: int,
-    epoch: int = 0,
-) -> list[Pair]:
-    """Turn what a config says about layer mapping into checked pairs.
-
-    Args:
-        spec: a strategy's name, a list of pairs, or a callable ``(num_student_layers,
-            num_teacher_layers)`` with its options already bound (``functools.partial``). A
-            callable with an ``epoch`` parameter that is not bound yet is given the epoch.
-        num_student_layers: depth of the student.
-        num_teacher_layers: depth of the teacher.
-        epoch: the current epoch, for strategies that draw anew each epoch.
-
-    Raises:
-        ValueError: for an unknown name, or pairs that do not fit the two depths.
-    """
-    if isinstance(spec, str):
-        spec = _by_name(spec)
-    if not callable(spec):
-        return explicit(num_student_layers, num_teacher_layers, spec)
-    bound = getattr(spec, "keywords", {})
-    draws_each_epoch = "epoch" in inspect.signature(spec).parameters and "epoch" not in bound
-    options = {"epoch": epoch} if draws_each_epoch else {}
-    pairs = spec(num_student_layers, num_teacher_layers, **options)
-    return explicit(num_student_layers, num_teacher_layers, pairs)
-
-
-def _by_name(name: str) -> Strategy:
-    if name not in STRATEGIES:
-        nearest = difflib.get_close_matches(name, STRATEGIES, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"layer_mapping: no strategy is called {name!r}; did you mean {nearest!r}? "
-            f"Valid names: {', '.join(STRATEGIES)}"
-        )
-    return STRATEGIES[name]
 
 
 def _evenly_spaced(num_student_layers: int, num_teacher_layers: int) -> list[int]:

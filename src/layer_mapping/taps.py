@@ -17,7 +17,7 @@ class LayerTaps:
         taps = LayerTaps(model, [3, 7, -1])
         for batch in batches:
             with taps:
-                model(batch)                # one forward pass a block
+                model(batch)
             use(taps.outputs)               # {3: [B, S, D], 7: …, 11: …}
             taps.clear()
 
@@ -36,7 +36,7 @@ class LayerTaps:
             for a model whose logits nobody needs. What the model returns is then meaningless.
 
     Attributes:
-        outputs: layer (0-based) → its output [B, S, D], with graph if the pass had one.
+        outputs: layer (0-based) → its output [B, S, D] in the newest pass, with its graph.
 
     Raises:
         ValueError: if the model has no ``.layers``, a layer is out of range, or a chosen layer was
@@ -64,6 +64,7 @@ class LayerTaps:
         self.clear()
         layers = _decoder_layers(self._model)
         self._handles = [layers[i].register_forward_hook(self._recorder(i)) for i in self.layers]
+        self._handles.append(self._model.register_forward_pre_hook(self._start_pass))
         if self._truncate:
             self._all_layers = layers
             self._model.layers = layers[: self.layers[-1] + 1]
@@ -96,11 +97,15 @@ class LayerTaps:
         """Let go of the recorded outputs."""
         self.outputs.clear()
 
+    @torch.compiler.disable
+    def _start_pass(self, module: nn.Module, args: Any) -> None:
+        self.clear()
+
     def _recorder(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
-        # Traced, the layer's number would be compiled in: one compilation a layer.
+        # Nothing to compile here, and tracing would specialise on the layer's number.
         @torch.compiler.disable
         def record(module: nn.Module, args: Any, output: Any) -> None:
-            # The first run counts: a recompute inside the block must not replace it.
+            # The first run of a pass counts: a recompute in its backward must not replace it.
             self.outputs.setdefault(layer, output[0] if isinstance(output, tuple) else output)
 
         return record

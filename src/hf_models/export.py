@@ -1,0 +1,120 @@
+"""Writing model directories that transformers, lm_eval and vLLM open like any other."""
+
+import json
+from collections.abc import Mapping
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from hf_models.config import parse_config, read_raw_config
+from hf_models.directories import atomic_directory, copy_companions
+from hf_models.names import hf_module_name, hf_name, peft_name
+from hf_models.weights import INDEX_FILE, TensorInfo, check_tensors
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def save_pretrained(
+    state_dict: Tensors,
+    config_source_dir: str | Path,
+    target_dir: str | Path,
+    *,
+    config_overrides: Mapping[str, Any] | None = None,
+    max_shard_size: int | str = "5GB",
+) -> None:
+    """Writes a Hugging Face directory; ``target_dir`` is complete or untouched.
+
+    Args:
+        state_dict: Weights under torchtune's names.
+        config_source_dir: Directory that config.json, tokenizer and generation config come from.
+        target_dir: Directory to write; replaced if it exists.
+        config_overrides: Fields of config.json to change.
+        max_shard_size: Larger models are split into files of at most this size.
+
+    Raises:
+        ValueError: If the weights are not exactly those that the config asks for.
+        OSError: If the directory cannot be written.
+    """
+    tensors = {hf_name(name): tensor for name, tensor in state_dict.items()}
+    with atomic_directory(target_dir) as folder:
+        write_model(tensors, config_source_dir, folder, config_overrides or {}, max_shard_size)
+
+
+def write_model(
+    tensors: Tensors,
+    config_source_dir: str | Path,
+    folder: Path,
+    config_overrides: Mapping[str, Any],
+    max_shard_size: int | str,
+) -> None:
+    """Writes weights (under transformers' names), config and companions into ``folder``.
+
+    Raises:
+        ValueError: If the weights are not exactly those that the config asks for.
+        OSError: If a file cannot be written.
+    """
+    raw = {**read_raw_config(config_source_dir), **config_overrides}
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
+    # Older readers know torch_dtype only, so a config that has it keeps it.
+    for key in {"dtype", "torch_dtype"} & raw.keys() or {"dtype"}:
+        raw[key] = str(dtype).removeprefix("torch.")
+    config = parse_config(raw, f"config of {folder}")
+    infos = {name: TensorInfo(folder, tuple(t.shape)) for name, t in tensors.items()}
+    check_tensors(infos, config, "weights to save")
+    copy_companions(config_source_dir, folder)
+    _write_json(folder / "config.json", raw)
+    _write_shards(tensors, folder, max_shard_size)
+
+
+def write_adapter(
+    adapter: Tensors, adapter_config: Mapping[str, Any], base_dir: str | Path, folder: Path
+) -> None:
+    """Writes a LoRA adapter in PEFT's format into ``folder``.
+
+    Args:
+        adapter: LoRA matrices under torchtune's names.
+        adapter_config: At least ``r``, ``lora_alpha`` and ``target_modules`` (torchtune's names).
+        base_dir: Directory of the model that the adapter belongs to.
+        folder: Directory to write into.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    defaults = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none"}
+    targets = [hf_module_name(name) for name in adapter_config["target_modules"]]
+    base = {"target_modules": targets, "base_model_name_or_path": str(base_dir)}
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_json(folder / "adapter_config.json", {**defaults, **adapter_config, **base})
+    tensors = {peft_name(name): tensor for name, tensor in adapter.items()}
+    _write_file(tensors, folder / "adapter_model.safetensors")
+
+
+def _write_shards(tensors: Tensors, folder: Path, max_shard_size: int | str) -> None:
+    split = split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+    for file, names in split.filename_to_tensors.items():
+        _write_file({name: tensors[name] for name in names}, folder / file)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        _write_json(folder / INDEX_FILE, index)
+
+
+def _write_file(tensors: Tensors, path: Path) -> None:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        save_file(plain, path, metadata={"format": "pt"})
+    except SafetensorError as err:  # a full disk among others
+        raise OSError(f"{path}: could not be written: {err}") from err
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

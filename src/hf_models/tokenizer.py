@@ -1,0 +1,197 @@
+"""A Hugging Face directory's own tokenizer behind torchtune's tokenizer protocol."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from torchtune.data import Message
+from torchtune.modules.transforms import Transform
+from torchtune.modules.transforms.tokenizers import ModelTokenizer
+
+from hf_models.vocabulary import load_tokenizer
+
+
+def tokenizer(checkpoint_dir: str | Path, max_seq_len: int | None = None) -> "HFTokenizer":
+    """The tokenizer of a Hugging Face directory, for a config's ``tokenizer`` node.
+
+    Args:
+        checkpoint_dir: Directory with ``tokenizer.json`` (or what else transformers can read).
+        max_seq_len: Longest sequence in tokens; longer ones are cut. None: no limit.
+
+    Raises:
+        FileNotFoundError: If the directory or its tokenizer files are missing.
+    """
+    return HFTokenizer(checkpoint_dir, max_seq_len)
+
+
+class HFTokenizer(ModelTokenizer, Transform):
+    """torchtune's ``ModelTokenizer`` over the transformers tokenizer of a local directory.
+
+    Attributes:
+        bos_id: The begin-of-sequence id, if this tokenizer itself puts one in front of a text.
+            Qwen and SmolLM2 do not, although some of them define the token.
+        eos_id: The end-of-sequence id, None if there is none.
+        pad_id: The padding id; without one the end-of-sequence id, without that 0.
+        special_tokens: Every added token and its id.
+        vocab_size: Number of ids the tokenizer can produce; a model may have more rows.
+        max_seq_len: Longest sequence in tokens, or None.
+    """
+
+    def __init__(self, checkpoint_dir: str | Path, max_seq_len: int | None = None) -> None:
+        self.checkpoint_dir = Path(checkpoint_dir)
+        self.max_seq_len = max_seq_len
+        self._hf = load_tokenizer(self.checkpoint_dir)
+        bos_id = self._hf.bos_token_id
+        self.bos_id: int | None = bos_id if bos_id in self._hf("").input_ids else None
+        self.eos_id: int | None = self._hf.eos_token_id
+        candidates = (self._hf.pad_token_id, self.eos_id, 0)
+        self.pad_id: int = next(i for i in candidates if i is not None)
+        self.special_tokens: dict[str, int] = self._hf.get_added_vocab()
+        self.vocab_size = len(self._hf)
+        markers = [t.content for t in self._hf.added_tokens_decoder.values() if t.special]
+        # Longest first, as one marker may begin with another; without any, nothing matches.
+        markers.sort(key=len, reverse=True)
+        self._end_of_turn = re.compile(rf"\s*(?:{'|'.join(map(re.escape, markers)) or '(?!)'})")
+
+    def encode(self, text: str, add_bos: bool = True, add_eos: bool = True) -> list[int]:
+        """Token ids of a plain text, without a chat template and never cut.
+
+        Args:
+            text: The text.
+            add_bos: Put ``bos_id`` in front, where the tokenizer uses one.
+            add_eos: Put ``eos_id`` behind, where the tokenizer has one.
+        """
+        tokens: list[int] = self._hf(text, add_special_tokens=False, verbose=False).input_ids
+        if add_bos and self.bos_id is not None:
+            tokens.insert(0, self.bos_id)
+        if add_eos and self.eos_id is not None:
+            tokens.append(self.eos_id)
+        return tokens
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
+        """The text of token ids."""
+        return self._hf.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def tokenize_messages(
+        self, messages: list[Message], *, add_eos: bool = True
+    ) -> tuple[list[int], list[bool]]:
+        """Token ids of a conversation in the directory's chat template, and what is masked.
+
+        The conversation is rendered once and tokenised once, so the ids are those of transformers'
+        ``apply_chat_template``. Of a message that is not ``masked``, its content and its
+        end-of-turn token are trained on; of an assistant's also what the template writes between
+        the generation prompt and the content, such as an empty block of thoughts. A sequence
+        longer than ``max_seq_len`` is cut, without an end token that was never there.
+
+        Args:
+            messages: The conversation, text only.
+            add_eos: False leaves the last assistant message open, for a model to continue; after
+                any other message the generation prompt follows instead.
+
+        Returns:
+            Token ids, and a mask of the same length: True means *not* trained on.
+
+        Raises:
+            ValueError: If the directory has no chat template, or the template refuses the
+                conversation or hides where an unmasked message is.
+        """
+        chat = [_as_chat(message) for message in messages]
+        last = len(messages) - 1
+        open_end = not add_eos and chat[last]["role"] == "assistant"
+        text = self._render(chat, add_generation_prompt=not add_eos and not open_end)
+        spans = [
+            self._trained_span(text, chat, i) for i in range(len(chat)) if not messages[i].masked
+        ]
+        if open_end:
+            text = text[: self._content_span(text, chat, last)[1]]
+        encoding = self._hf(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        tokens = encoding.input_ids[: self.max_seq_len]
+        mask = _outside_spans(encoding.offset_mapping[: self.max_seq_len], spans)
+        return tokens, mask
+
+    def __call__(self, sample: Mapping[str, Any], inference: bool = False) -> dict[str, Any]:
+        """Replace a sample's ``messages`` by ``tokens`` and ``mask``.
+
+        Args:
+            sample: Holds ``messages``, a list of torchtune messages.
+            inference: True leaves the end open for the model to continue.
+        """
+        tokens, mask = self.tokenize_messages(sample["messages"], add_eos=not inference)
+        rest = {key: value for key, value in sample.items() if key != "messages"}
+        return rest | {"tokens": tokens, "mask": mask}
+
+    def _render(self, chat: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
+        if self._hf.chat_template is None:
+            raise ValueError(
+                f"{self.checkpoint_dir} has no chat template: use a plain text or "
+                "prompt/completion dataset, or a directory with a chat_template.jinja"
+            )
+        try:
+            return self._hf.apply_chat_template(
+                chat, tokenize=False, add_generation_prompt=add_generation_prompt
+            )
+        except TemplateError as error:
+            raise ValueError(
+                f"the chat template of {self.checkpoint_dir} refuses a conversation: {error}"
+            ) from error
+
+    def _trained_span(self, text: str, chat: list[dict[str, str]], i: int) -> tuple[int, int]:
+        """Where in ``text`` message i's turn begins and ends, in characters."""
+        start, end = self._content_span(text, chat, i)
+        if chat[i]["role"] == "assistant" and i > 0:
+            prompt = self._render(chat[:i], add_generation_prompt=True)
+            # Not a prefix where the template renders earlier turns differently later on, or puts
+            # into the generation prompt what it takes out of past turns: then the content it is.
+            if text.startswith(prompt):
+                start = len(prompt)
+        end_of_turn = self._end_of_turn.match(text, end)
+        return start, end_of_turn.end() if end_of_turn else end
+
+    def _content_span(self, text: str, chat: list[dict[str, str]], i: int) -> tuple[int, int]:
+        """Where in ``text`` message i's content begins and ends, in characters.
+
+        Rendered again with one foreign character in its place, the conversation shows what lies
+        before and behind the content, whatever the template trims, strips or adds.
+        """
+        content = chat[i]["content"]
+        probe = next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in text)
+        probed = self._render([*chat[:i], chat[i] | {"content": probe}, *chat[i + 1 :]])
+        before, _, behind = probed.partition(probe)
+        start = _common_prefix_length(before, text)
+        end = len(text) - len(behind)
+        if probed.count(probe) != 1 or not text.endswith(behind) or start > end:
+            raise ValueError(
+                f"the chat template of {self.checkpoint_dir} rewrites or drops the "
+                f"{chat[i]['role']} message {content[:40]!r}: cannot tell which tokens to train on"
+            )
+        return start, end
+
+
+def _as_chat(message: Message) -> dict[str, str]:
+    if message.contains_media:
+        raise ValueError("HFTokenizer takes text messages only, not images")
+    # torchtune's name for what a tool returns.
+    role = "tool" if message.role == "ipython" else message.role
+    return {"role": role, "content": message.text_content}
+
+
+def _common_prefix_length(a: str, b: str) -> int:
+    length = min(len(a), len(b))
+    return next((i for i in range(length) if a[i] != b[i]), length)
+
+
+def _outside_spans(
+    offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
+) -> list[bool]:
+    """Per token, whether it shares no character with any span."""
+    mask, previous_end = [], 0
+    for token_start, token_end in offsets:
+        # Some tokenizers trim blanks off the offsets; what no token claims belongs to the next one.
+        start = min(token_start, previous_end)
+        mask.append(not any(start < span[1] and token_end > span[0] for span in spans))
+        previous_end = token_end
+    return mask

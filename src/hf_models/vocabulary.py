@@ -1,0 +1,57 @@
+"""A directory's tokenizer, and whether two directories mean the same tokens by their ids."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+_log = logging.getLogger(__name__)
+
+_VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def has_tokenizer(checkpoint_dir: str | Path) -> bool:
+    """Whether a directory has tokenizer files."""
+    return any((Path(checkpoint_dir) / name).is_file() for name in _VOCABULARY_FILES)
+
+
+def load_tokenizer(checkpoint_dir: str | Path) -> Any:
+    """The transformers tokenizer of a local directory, without network or remote code.
+
+    Raises:
+        FileNotFoundError: If the directory or its tokenizer files are missing.
+    """
+    if not Path(checkpoint_dir).is_dir():
+        raise FileNotFoundError(f"no such directory: {checkpoint_dir}")
+    if not has_tokenizer(checkpoint_dir):
+        raise FileNotFoundError(
+            f"{checkpoint_dir} has no tokenizer files (any of {', '.join(_VOCABULARY_FILES)})"
+        )
+    return AutoTokenizer.from_pretrained(
+        checkpoint_dir, local_files_only=True, trust_remote_code=False
+    )
+
+
+def vocabulary_mismatch(dir_a: str | Path, dir_b: str | Path) -> str | None:
+    """Compare two directories' tokenizers over the ids that both define.
+
+    Ids that only one side defines are no disagreement: vocabularies are often padded or extended.
+
+    Returns:
+        One line with the first disagreements, or None if there are none. Also None, with a logged
+        warning, if a directory has no tokenizer files to compare (see ``has_tokenizer``).
+    """
+    for directory in (dir_a, dir_b):
+        if not has_tokenizer(directory):
+            _log.warning("%s has no tokenizer files: vocabularies not compared", directory)
+            return None
+    a, b = (
+        {index: token for token, index in load_tokenizer(directory).get_vocab().items()}
+        for directory in (dir_a, dir_b)
+    )
+    different = sorted(index for index in a.keys() & b.keys() if a[index] != b[index])
+    if not different:
+        return None
+    shown = ", ".join(f"id {i} is {a[i]!r} and {b[i]!r}" for i in different[:3])
+    return f"{len(different)} ids differ between {dir_a} and {dir_b}: {shown}"

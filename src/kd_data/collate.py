@@ -1,0 +1,71 @@
+"""Samples to a batch. The only place where labels are shifted."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torchtune.modules.attention_utils import create_block_causal_mask
+
+
+def collate(
+    samples: Sequence[Mapping[str, Any]], pad_id: int, ignore_index: int = -100
+) -> dict[str, Tensor]:
+    """Pad samples on the right and shift their labels by one.
+
+    Args:
+        samples: torchtune samples: ``tokens`` and unshifted ``labels``, lists or tensors of one
+            length. Those of a ``PackedDataset`` also have ``input_pos`` and ``seq_lens``.
+        pad_id: Token to pad with. It may be a real token too, as end-of-sequence often is.
+        ignore_index: Label of positions without a target.
+
+    Returns:
+        B samples, S the longest sample's length:
+
+        - ``tokens`` [B, S] int64.
+        - ``labels`` [B, S] int64: the target of each position, which is the sample's *next* label,
+          or ``ignore_index`` where there is none or the next token begins another document.
+        - ``valid`` [B, S] bool: real tokens, not padding.
+        - ``mask`` [B, S, S] bool and ``input_pos`` [B, S], for packed samples: a position sees
+          its own document's earlier positions.
+
+    Raises:
+        ValueError: If a sample has not one label for each token.
+    """
+    tokens = [torch.as_tensor(sample["tokens"], dtype=torch.long) for sample in samples]
+    labels = [torch.as_tensor(sample["labels"], dtype=torch.long) for sample in samples]
+    for token, label in zip(tokens, labels, strict=True):
+        if len(token) != len(label):
+            raise ValueError(f"a sample has {len(token)} tokens but {len(label)} labels")
+    targets = [label.roll(-1) for label in labels]
+    for target in targets:
+        target[-1:] = ignore_index
+    batch = {
+        "tokens": pad_sequence(tokens, batch_first=True, padding_value=pad_id),
+        "labels": pad_sequence(targets, batch_first=True, padding_value=ignore_index),
+    }
+    if "seq_lens" in samples[0]:
+        return _separate_documents(batch, samples, ignore_index)
+    lengths = torch.tensor([len(token) for token in tokens])
+    batch["valid"] = torch.arange(batch["tokens"].shape[1]) < lengths[:, None]
+    return batch
+
+
+def _separate_documents(
+    batch: dict[str, Tensor], samples: Sequence[Mapping[str, Any]], ignore_index: int
+) -> dict[str, Tensor]:
+    seq_lens = [torch.as_tensor(sample["seq_lens"]) for sample in samples]
+    input_pos = torch.stack([torch.as_tensor(sample["input_pos"]) for sample in samples])
+    valid = torch.ones_like(batch["tokens"], dtype=torch.bool)
+    for row, lengths in enumerate(seq_lens):
+        starts = lengths.cumsum(0) - lengths
+        batch["labels"][row, starts[1:] - 1] = ignore_index
+        # torchtune counts a pack's padding as one more document, whose positions go on from the
+        # last real one; a real document after the first always begins at position 0.
+        if len(starts) > 1 and input_pos[row, starts[-1]] != 0:
+            valid[row, starts[-1] :] = False
+    # Dense, not torchtune's flex-attention mask: that one is put on the GPU by whoever builds it,
+    # which a data loader's worker process cannot do.
+    mask = create_block_causal_mask(seq_lens)
+    return batch | {"valid": valid, "mask": mask, "input_pos": input_pos}

@@ -1,0 +1,99 @@
+"""Prompts and completions from local JSON files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets import Dataset as Table
+from datasets import Value, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from torch.utils.data import Dataset
+from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
+from torchtune.modules.transforms.tokenizers import ModelTokenizer
+
+
+def prompt_completion_dataset(
+    tokenizer: ModelTokenizer,
+    data_files: str | Path | Sequence[str | Path],
+    prompt_column: str = "prompt",
+    completion_column: str = "completion",
+    train_on_prompt: bool = False,
+    split: str = "train",
+) -> "PromptCompletionDataset":
+    """Prompt and completion joined as they stand, without a chat template, as lm_eval scores them.
+
+    A space between the two belongs to the data, best at the beginning of the completion.
+
+    Args:
+        tokenizer: torchtune tokenizer.
+        data_files: One or more local JSON or JSON Lines files.
+        prompt_column: Column of the prompt.
+        completion_column: Column of the completion.
+        train_on_prompt: Whether the prompt's tokens are labels too.
+        split: ``train``, or a part of it such as ``train[:10%]``.
+
+    Returns:
+        Dataset of ``{"tokens": [...], "labels": [...]}``, labels unshifted.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a file is no JSON, a column is missing or not text, or there are no rows.
+    """
+    files = [data_files] if isinstance(data_files, str | Path) else list(data_files)
+    table = _read_texts(files, split, (prompt_column, completion_column))
+    return PromptCompletionDataset(
+        tokenizer, table, prompt_column, completion_column, train_on_prompt
+    )
+
+
+class PromptCompletionDataset(Dataset):
+    """Rows of a table, tokenised one at a time. See ``prompt_completion_dataset``."""
+
+    def __init__(
+        self,
+        tokenizer: ModelTokenizer,
+        table: Table,
+        prompt_column: str,
+        completion_column: str,
+        train_on_prompt: bool,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._table = table
+        self._columns = (prompt_column, completion_column)
+        self._train_on_prompt = train_on_prompt
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        row = self._table[index]
+        prompt, completion = (row[column] for column in self._columns)
+        # One pass over the whole text, so that the boundary is tokenised as in running text. A
+        # space at the prompt's end is part of the completion's first token.
+        tokens = self._tokenizer.encode(prompt + completion, add_bos=True, add_eos=True)
+        prompt_tokens = self._tokenizer.encode(prompt.rstrip(), add_bos=True, add_eos=False)
+        labels = list(tokens)
+        if not self._train_on_prompt:
+            labels[: len(prompt_tokens)] = [CROSS_ENTROPY_IGNORE_IDX] * len(prompt_tokens)
+        # Too long: the prompt's beginning goes, as in lm_eval, because the labels are at the end.
+        keep = -(self._tokenizer.max_seq_len or 0)
+        return {"tokens": tokens[keep:], "labels": labels[keep:]}
+
+
+def _read_texts(files: Sequence[str | Path], split: str, columns: Sequence[str]) -> Table:
+    names = ", ".join(map(str, files))
+    for file in files:
+        if not Path(file).is_file():
+            raise FileNotFoundError(f"no such file: {file}")
+        if Path(file).stat().st_size == 0:
+            raise ValueError(f"{file} is empty")
+    try:
+        table = load_dataset("json", data_files=[str(file) for file in files], split=split)
+    except (DatasetGenerationError, ValueError) as error:
+        raise ValueError(f"{names}: cannot read rows: {error.__cause__ or error}") from error
+    for column in columns:
+        if column not in table.column_names:
+            has = ", ".join(table.column_names)
+            raise ValueError(f"{names}: no column {column!r} among {has}")
+        if table.features[column] != Value("string") or table.data.column(column).null_count:
+            raise ValueError(f"{names}: column {column!r} holds something else than text")
+    return table

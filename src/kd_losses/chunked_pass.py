@@ -1,0 +1,140 @@
+"""Project a chunk of tokens, take its losses and its gradient, forget its logits, next chunk.
+
+Shape suffixes: N tokens, C tokens of one chunk, D width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kd_losses.base import upcast
+from kd_losses.chunk_size import tile_rows
+from kd_losses.objective import Objective
+
+
+@dataclass
+class Projection:
+    """One model's way to its logits: hidden states ``[N, D]`` and an output head ``[V, D]``."""
+
+    hidden_ND: Tensor
+    head_VD: Tensor
+
+    def logits_(self, positions: Tensor, buffer_CV: Tensor) -> Tensor:
+        """Project the tokens at ``positions`` into the first rows of the buffer."""
+        head_VD = self.head_VD[: buffer_CV.shape[1]]
+        out = buffer_CV[: len(positions)]
+        return torch.mm(self.hidden_ND[positions], head_VD.t(), out=out)
+
+
+@dataclass
+class Segment:
+    """Positions that carry the same losses."""
+
+    positions: Tensor
+    with_ce: bool
+    with_kd: bool
+
+
+@dataclass
+class Sums:
+    """The summed losses, and the gradients that were asked for."""
+
+    ce: Tensor
+    kd: Tensor
+    hidden_grad: Tensor | None
+    head_grad: Tensor | None
+
+    @property
+    def with_grad(self) -> bool:
+        """Whether any gradient was asked for."""
+        return self.hidden_grad is not None or self.head_grad is not None
+
+
+def split_positions(ce_mask: Tensor, kd_mask: Tensor) -> list[Segment]:
+    """Group the positions by the losses they carry; those that carry none appear nowhere."""
+    segments = [
+        Segment((ce_mask & kd_mask).nonzero().squeeze(-1), with_ce=True, with_kd=True),
+        Segment((ce_mask & ~kd_mask).nonzero().squeeze(-1), with_ce=True, with_kd=False),
+        Segment((kd_mask & ~ce_mask).nonzero().squeeze(-1), with_ce=False, with_kd=True),
+    ]
+    return [segment for segment in segments if len(segment.positions)]
+
+
+@dataclass
+class ChunkedPass:
+    """Everything that a walk over segments of tokens needs; both heads are cut to ``vocab_size``."""
+
+    student: Projection
+    teacher: Projection | None
+    labels: Tensor
+    objective: Objective
+    vocab_size: int
+    chunk_size: int
+
+    def run(self, segments: list[Segment], hidden_grad: bool, head_grad: bool) -> Sums:
+        """Walk over all segments, reusing one pair of logit buffers."""
+        hidden_ND, head_VD = self.student.hidden_ND, self.student.head_VD
+        zero = upcast(head_VD.new_zeros(()))
+        sums = Sums(
+            zero,
+            zero.clone(),
+            torch.zeros_like(hidden_ND) if hidden_grad else None,
+            # fp32 even for a bf16 head: the gradient is a sum over chunks, and rounding every
+            # partial sum would lose part of what later chunks add.
+            torch.zeros_like(head_VD, dtype=zero.dtype) if head_grad else None,
+        )
+        rows = min(self.chunk_size, max((len(s.positions) for s in segments), default=0))
+        student_buffer = head_VD.new_empty(rows, self.vocab_size)
+        teacher_buffer = None
+        if self.teacher is not None:
+            teacher_buffer = self.teacher.head_VD.new_empty(rows, self.vocab_size)
+        for segment in segments:
+            num_chunks = -(-len(segment.positions) // rows)
+            for positions in segment.positions.tensor_split(num_chunks):
+                student_CV = self.student.logits_(positions, student_buffer)
+                teacher_CV = None
+                if segment.with_kd:
+                    assert self.teacher is not None and teacher_buffer is not None
+                    teacher_CV = self.teacher.logits_(positions, teacher_buffer)
+                labels = self.labels[positions]
+                self._add_losses_(sums, student_CV, teacher_CV, labels, segment.with_ce)
+                self._add_gradients(sums, student_CV, positions)
+        return sums
+
+    def _add_losses_(
+        self,
+        sums: Sums,
+        student_CV: Tensor,
+        teacher_CV: Tensor | None,
+        labels: Tensor,
+        with_ce: bool,
+    ) -> None:
+        """Add the chunk's losses; overwrite its student logits with their gradient if needed."""
+        rows = tile_rows(len(student_CV), self.vocab_size, student_CV.device)
+        for start in range(0, len(student_CV), rows):
+            tile = slice(start, start + rows)
+            student = upcast(student_CV[tile])
+            teacher = None if teacher_CV is None else upcast(teacher_CV[tile])
+            if sums.with_grad:
+                ce, kd, grad = self.objective.values_and_grad(
+                    student, teacher, labels[tile], with_ce
+                )
+                student_CV[tile] = grad
+            else:
+                ce, kd = self.objective.values(student, teacher, labels[tile], with_ce)
+            sums.ce += ce
+            sums.kd += kd
+
+    def _add_gradients(self, sums: Sums, logit_grad_CV: Tensor, positions: Tensor) -> None:
+        """Carry the chunk's logit gradient through the student's head."""
+        if sums.hidden_grad is not None:
+            head_VD = self.student.head_VD[: self.vocab_size]
+            sums.hidden_grad[positions] = logit_grad_CV @ head_VD
+        if sums.head_grad is not None:
+            hidden_CD = self.student.hidden_ND[positions]
+            head_grad = sums.head_grad[: self.vocab_size]
+            if head_grad.dtype == hidden_CD.dtype:
+                head_grad.addmm_(logit_grad_CV.t(), hidden_CD)
+            else:
+                head_grad += logit_grad_CV.t() @ hidden_CD

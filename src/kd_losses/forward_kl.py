@@ -1,0 +1,27 @@
+"""Forward Kullback-Leibler divergence."""
+
+import torch
+from torch import Tensor
+
+from kd_losses.distribution import DistributionLoss
+
+
+class ForwardKLLoss(DistributionLoss):
+    """``KL(p‖q) = Σ p·(log p − log q)``, teacher p, student q; 0 when they are equal.
+
+    Source: Hinton et al., https://arxiv.org/abs/1503.02531 (there without the teacher's entropy).
+    """
+
+    def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Return KL(p‖q) of every token."""
+        return kl(log_p, log_q)
+
+    def divergence_and_slope(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return KL(p‖q) and its slope −p."""
+        p = log_p.exp()
+        return torch.linalg.vecdot(p, log_p.sub_(log_q)), p.neg_()
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return ``Σ p·(log p − log q)`` over the last dimension."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)

@@ -1,0 +1,22 @@
+"""Reverse Kullback-Leibler divergence."""
+
+import torch
+from torch import Tensor
+
+from kd_losses.distribution import DistributionLoss
+
+
+class ReverseKLLoss(DistributionLoss):
+    """``KL(q‖p) = Σ q·(log q − log p)``, teacher p, student q: the student seeks a mode of p.
+
+    Source: MiniLLM, https://arxiv.org/abs/2306.08543.
+    """
+
+    def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """Return KL(q‖p) of every token."""
+        return (log_q.exp() * (log_q - log_p)).sum(-1)
+
+    def divergence_and_slope(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+        """Return KL(q‖p) and its slope q·log(q/p)."""
+        slope = log_q.exp().mul_(torch.sub(log_q, log_p, out=log_p))
+        return slope.sum(-1), slope

@@ -1,0 +1,38 @@
+"""Forward Kullback-Leibler divergence over the teacher's favourite tokens."""
+
+import torch
+from torch import Tensor
+
+from kd_losses.base import KDLoss
+from kd_losses.checks import require
+from kd_losses.forward_kl import kl
+from kd_losses.topk import topk_indices
+
+
+class TopKKLLoss(KDLoss):
+    """``KL(p‖q)`` over the teacher's ``top_k`` logits, both sides renormalised over them.
+
+    Args:
+        top_k: how many tokens count; all of them if the vocabulary is smaller.
+        temperature: both sides' logits are divided by it.
+        ignore_index: label of the positions that do not count.
+
+    Raises:
+        ValueError: if ``top_k`` is below 2 or the temperature is not above 0.
+
+    Source: as evaluated in BiLD, https://aclanthology.org/2025.coling-main.78.
+    """
+
+    def __init__(
+        self, top_k: int = 1024, temperature: float = 1.0, ignore_index: int = -100
+    ) -> None:
+        super().__init__(temperature=temperature, ignore_index=ignore_index)
+        require(top_k >= 2, "top_k", top_k, "at least 2")
+        self.top_k = top_k
+
+    def per_token(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of every token."""
+        ids = topk_indices(teacher_logits, self.top_k)
+        log_p = torch.log_softmax(teacher_logits.gather(-1, ids) / self.temperature, dim=-1)
+        log_q = torch.log_softmax(student_logits.gather(-1, ids) / self.temperature, dim=-1)
+        return kl(log_p, log_q)

@@ -1,0 +1,52 @@
+"""From what a config says about layer mapping to checked pairs of layers."""
+
+import difflib
+import inspect
+from collections.abc import Sequence
+
+from layer_mapping.strategies import STRATEGIES, Pair, Strategy, explicit
+
+
+def resolve(
+    spec: str | Sequence[Sequence[int]] | Strategy,
+    num_student_layers: int,
+    num_teacher_layers: int,
+    epoch: int = 0,
+) -> list[Pair]:
+    """Turn what a config says about layer mapping into checked pairs.
+
+    Args:
+        spec: a strategy's name, a list of pairs, or a callable ``(num_student_layers,
+            num_teacher_layers)`` with its options already bound (``functools.partial``). A
+            callable with an ``epoch`` parameter that is not bound yet is given the epoch.
+        num_student_layers: depth of the student.
+        num_teacher_layers: depth of the teacher.
+        epoch: the current epoch, for strategies that draw anew each epoch.
+
+    Raises:
+        ValueError: for an unknown name, another kind of value, or pairs that do not fit the two
+            depths.
+    """
+    strategy = _by_name(spec) if isinstance(spec, str) else spec
+    if isinstance(strategy, Sequence):
+        return explicit(num_student_layers, num_teacher_layers, strategy)
+    if not callable(strategy):
+        raise ValueError(
+            f"layer_mapping must be one of {', '.join(STRATEGIES)}, a list of [student, teacher] "
+            f"pairs, or a _component_, not {spec!r}"
+        )
+    bound = getattr(strategy, "keywords", {})
+    draws_each_epoch = "epoch" in inspect.signature(strategy).parameters and "epoch" not in bound
+    options = {"epoch": epoch} if draws_each_epoch else {}
+    pairs = strategy(num_student_layers, num_teacher_layers, **options)
+    return explicit(num_student_layers, num_teacher_layers, pairs)
+
+
+def _by_name(name: str) -> Strategy:
+    if name not in STRATEGIES:
+        nearest = difflib.get_close_matches(name, STRATEGIES, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"layer_mapping: no strategy is called {name!r}; did you mean {nearest!r}? "
+            f"Valid names: {', '.join(STRATEGIES)}"
+        )
+    return STRATEGIES[name]

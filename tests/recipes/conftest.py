@@ -1,0 +1,34 @@
+import runpy
+import sys
+
+import pytest
+import tiny
+from omegaconf import OmegaConf
+
+
+@pytest.fixture
+def tune_run(monkeypatch, capfd):
+    """Runs a recipe as `tune run NAME --config FILE key=value ...` does, in this process."""
+
+    def run(name, config_file, *overrides):
+        argv = ["tune", "run", name, "--config", str(config_file), *overrides]
+        monkeypatch.setattr(sys, "argv", argv)
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_module("torchtune._cli.tune", run_name="__main__")
+        output = capfd.readouterr()
+        return int(stop.value.code or 0), output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def config_file(tiny_run, tmp_path):
+    """A complete config of a small run, as a file."""
+    path = tmp_path / "run.yaml"
+    OmegaConf.save(OmegaConf.create(tiny_run.config(tmp_path)), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    return tiny.make_tiny_run(tmp_path_factory.mktemp("tiny"))
