@@ -36,8 +36,10 @@ def check_config(cfg: DictConfig) -> DictConfig:
             the wrong type, or outside its range.
     """
     schema = OmegaConf.structured(RunConfig)
+    # On the command line, key=null reaches us as {_component_: null, ...}.
+    dropped = {k: None for k in cfg if OmegaConf.select(cfg, f"{k}._component_", default="") is None}
     try:
-        checked = OmegaConf.merge(schema, cfg)
+        checked = OmegaConf.merge(schema, cfg, dropped)
         OmegaConf.to_container(checked, resolve=True, throw_on_missing=False)
     except ConfigKeyError as err:
         raise ValueError(_unknown_key(err, schema)) from err

@@ -6,7 +6,7 @@ layer i. ``forward``, ``reverse`` and ``random`` order the same evenly spaced te
 differently, so that comparing them compares the order alone.
 
 Source: Yu, Wen, Mou, "Revisiting Intermediate-Layer Matching in Knowledge Distillation:
-Layer-Selection Strategy Doesn't Matter (Much)".
+Layer-Selection Strategy Doesn't Matter (Much)", https://arxiv.org/abs/2502.04499.
 """
 
 from collections.abc import Callable, Sequence

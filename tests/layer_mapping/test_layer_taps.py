@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
 from torch.distributed.fsdp import fully_shard
-from torch.utils.checkpoint import set_checkpoint_early_stop
+from torch.utils.checkpoint import checkpoint
 from torchtune.modules import TransformerSelfAttentionLayer
 from torchtune.training import compile_model, set_activation_checkpointing
 
@@ -68,17 +68,28 @@ def test_taps_are_transformers_hidden_states(hf_model, tokens):
     assert torch.equal(hf_model.model.norm(taps.outputs[3]), hidden_states[4])
 
 
-def test_a_recompute_inside_the_block_does_not_overwrite(hf_model, tokens):
-    # transformers recomputes the layer with its hooks; early stop would leave them out.
-    hf_model.gradient_checkpointing_enable({"use_reentrant": False})
+def test_a_recompute_inside_the_block_does_not_overwrite():
+    class Model(nn.Module):
+        """Checkpoints its layers with their hooks, where a wrapper would leave those outside."""
+
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(3, 3) for _ in range(2))
+
+        def forward(self, hidden):
+            for layer in self.layers:
+                hidden = checkpoint(layer, hidden, use_reentrant=False, early_stop=False)
+            return hidden
+
+    model = Model()
     runs = []
-    hf_model.model.layers[1].register_forward_hook(lambda *_: runs.append(1))
-    with LayerTaps(hf_model.model, ALL_LAYERS) as taps, set_checkpoint_early_stop(False):
-        hf_model(tokens)
+    model.layers[1].register_forward_hook(lambda *_: runs.append(1))
+    with LayerTaps(model, [0, 1]) as taps:
+        model(torch.ones(1, 2, 3))
         outputs = dict(taps.outputs)
-        outputs[3].sum().backward()
+        outputs[1].sum().backward()
     assert len(runs) == 2
-    assert all(taps.outputs[layer] is outputs[layer] for layer in ALL_LAYERS)
+    assert all(taps.outputs[layer] is outputs[layer] for layer in (0, 1))
 
 
 def test_a_tuple_stands_for_its_first_item():
