@@ -7,16 +7,16 @@ tune run kd_init_student --config configs/init_student.yaml teacher_dir=models/Q
 from omegaconf import DictConfig, OmegaConf
 from torchtune import config
 
-from hf_models import init_student
 from kd_training import run_main
+from kd_training.config import check_component, component
 
 
 @config.parse
 def main(cfg: DictConfig) -> None:
     """Initialise a student from a teacher."""
-    arguments = OmegaConf.to_container(cfg, resolve=True)
-    path = init_student(**arguments)
-    print(f"student written to {path}")
+    node = OmegaConf.create({"_component_": "hf_models.init_student", **cfg})
+    check_component("init_student", node)
+    print(f"student written to {component(node, 'init_student')}")
 
 
 if __name__ == "__main__":

@@ -8,199 +8,118 @@ figures are comparable only within one. In the directory:
 
     train.jsonl     {"topic", "text"}: passages of a few hundred tokens, for training
     heldout.jsonl   the same from other topics, for validation and perplexity
-    choices.jsonl   {"topic", "context", "choices", "label"}: which text goes on?, from held-out text
+    choices.jsonl   {"topic", "context", "choices", "label"}: what follows?, from held-out text
     tasks/          manual_perplexity and manual_choice, for lm_eval's --include_path
 """
 
 import argparse
 import json
-import random
-import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from pydoc_data.topics import topics as TOPICS
-from typing import Any, NamedTuple
+from pydoc_data.topics import topics
+from typing import Any
 
 import yaml
 
 from hf_models import atomic_directory
+from kd_data.manual_text import passages, questions, split_topics
 
 DEFAULT_OUTPUT = Path("data/reference_manual")
-
-_SEED = 2024
-_HELDOUT_CHARS = 32_000
-_PASSAGE_CHARS = 900
-_CONTEXT_CHARS = 160
-_CONTINUATION_CHARS = (60, 260)
-_NUM_QUESTIONS = 80
-_NUM_CHOICES = 4
-
-_NOT_PROSE = re.compile(r"::=|^\s*(>>>|\||\+-|([*=~^-])\2{2,}\s*$)", re.MULTILINE)
-_FOOTNOTE = re.compile(r"(?<!\w)\[\d+\]\s*")
-_EMPHASIS = re.compile(r"(?<![\w*])\*{1,2}(?=\S)([^*]+?)(?<=\S)\*{1,2}(?![\w*])")
-_SENTENCE_END = re.compile(r"[.:;!?][\"”’)]*$")
-
-
-class Excerpt(NamedTuple):
-    """Some sentences of a passage, and those that follow."""
-
-    topic: str
-    passage: str
-    context: str
-    continuation: str
-
-
-def paragraphs(text: str) -> list[str]:
-    """The prose of a topic, one line a paragraph: no headings, code, grammar or tables."""
-    found = []
-    for block in re.split(r"\n\s*\n", text):
-        if _NOT_PROSE.search(block):
-            continue
-        line = " ".join(block.split())
-        line = re.sub(r"(?<=\w)- (?=\w)", "-", line)  # a line broken after a hyphen
-        line = _EMPHASIS.sub(r"\1", _FOOTNOTE.sub("", line)).removeprefix("* ").strip()
-        letters = sum(c.isalpha() or c == " " for c in line)
-        if len(line) >= 60 and letters > 0.78 * len(line) and _SENTENCE_END.search(line):
-            found.append(line)
-    return found
-
-
-def split_topics(topics: Mapping[str, str]) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
-    """Divide topics (name to text) at random into those for training and those held out.
-
-    The manual repeats itself: long topics contain short ones. So each paragraph is kept once, and
-    what a held-out topic says is left out of the topics for training.
-
-    Returns:
-        Paragraphs by topic, for training and held out.
-    """
-    names = sorted(topics)
-    random.Random(_SEED).shuffle(names)
-    train: dict[str, list[str]] = {}
-    heldout: dict[str, list[str]] = {}
-    seen: set[str] = set()
-    remaining = _HELDOUT_CHARS
-    for name in names:
-        new = [p for p in dict.fromkeys(paragraphs(topics[name])) if p not in seen]
-        size = sum(map(len, new))
-        if 0 < size <= remaining:
-            heldout[name] = new
-            seen.update(new)
-            remaining -= size
-    for name in names:
-        if name not in heldout:
-            train[name] = [p for p in dict.fromkeys(paragraphs(topics[name])) if p not in seen]
-            seen.update(train[name])
-    return train, heldout
-
-
-def passages(paragraphs: Iterable[str]) -> list[str]:
-    """Consecutive paragraphs joined to passages; a short rest joins the last one."""
-    found: list[str] = []
-    for paragraph in paragraphs:
-        if found and len(found[-1]) < _PASSAGE_CHARS:
-            found[-1] += "\n\n" + paragraph
-        else:
-            found.append(paragraph)
-    if len(found) > 1 and len(found[-1]) < _PASSAGE_CHARS / 3:
-        rest = found.pop()
-        found[-1] += "\n\n" + rest
-    return found
-
-
-def excerpts(topic: str, passage: str) -> list[Excerpt]:
-    """Every stretch of a passage that makes a question: whole sentences, none used twice."""
-    found, context, continuation = [], "", ""
-    for sentence in re.split(r"(?<=[.!?])\s+", passage):
-        if len(context) < _CONTEXT_CHARS:
-            context = f"{context} {sentence}".strip()
-            continue
-        continuation = f"{continuation} {sentence}".strip()
-        if len(continuation) >= _CONTINUATION_CHARS[0]:
-            if len(continuation) <= _CONTINUATION_CHARS[1]:
-                found.append(Excerpt(topic, passage, context, continuation))
-            context = continuation = ""
-    return found
-
-
-def questions(heldout: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """Multiple-choice questions: which of four texts follows?
-
-    Args:
-        heldout: Rows of ``topic`` and ``text``.
-
-    Returns:
-        Rows of ``topic``, ``context``, ``choices`` and ``label``, the index of the true one. The
-        others are continuations of similar length from other passages.
-    """
-    rng = random.Random(_SEED)
-    pool = [excerpt for row in heldout for excerpt in excerpts(row["topic"], row["text"])]
-    pool = list({excerpt.continuation: excerpt for excerpt in pool}.values())
-    found = []
-    for true in rng.sample(pool, min(_NUM_QUESTIONS, len(pool))):
-        others = [other.continuation for other in pool if other.passage != true.passage]
-        others.sort(key=lambda text: abs(len(text) - len(true.continuation)))
-        choices = rng.sample(others[: 4 * _NUM_CHOICES], _NUM_CHOICES - 1)
-        label = rng.randrange(_NUM_CHOICES)
-        choices.insert(label, true.continuation)
-        found.append(
-            {"topic": true.topic, "context": true.context, "choices": choices, "label": label}
-        )
-    return found
 
 
 def tasks(data_dir: Path) -> dict[str, dict[str, Any]]:
     """The lm_eval tasks by name, with absolute paths, so that they run from any directory."""
 
-    def task(name: str, file: str, **options: Any) -> dict[str, Any]:
-        data = {"data_files": {"test": str(data_dir.resolve() / file)}}
+    def task(name: str, file: str, metrics: Mapping[str, str], **options: Any) -> dict[str, Any]:
         return {
             "task": name,
             "dataset_path": "json",
-            "dataset_kwargs": data,
+            "dataset_kwargs": {"data_files": {"test": str(data_dir.resolve() / file)}},
             "test_split": "test",
             **options,
+            "metric_list": [
+                {"metric": metric, "aggregation": how, "higher_is_better": how == "mean"}
+                for metric, how in metrics.items()
+            ],
             "metadata": {"version": 1.0},
         }
-
-    def metrics(*names: str) -> list[dict[str, str]]:
-        return [{"metric": name} for name in names]
 
     perplexity = task(
         "manual_perplexity",
         "heldout.jsonl",
+        {
+            "word_perplexity": "weighted_perplexity",
+            "byte_perplexity": "weighted_perplexity",
+            "bits_per_byte": "bits_per_byte",
+        },
         output_type="loglikelihood_rolling",
         doc_to_text="",
         doc_to_target="{{text}}",
-        metric_list=metrics("word_perplexity", "byte_perplexity", "bits_per_byte"),
     )
     choice = task(
         "manual_choice",
         "choices.jsonl",
+        {"acc": "mean", "acc_norm": "mean"},
         output_type="multiple_choice",
         doc_to_text="{{context}}",
         doc_to_choice="choices",
         doc_to_target="label",
-        metric_list=metrics("acc", "acc_norm"),
     )
     return {"manual_perplexity": perplexity, "manual_choice": choice}
 
 
 def write_reference_manual(output_dir: str | Path = DEFAULT_OUTPUT) -> Path:
-    """Write texts and tasks, or return at once if they are there already.
+    """Write texts and tasks, or leave them as they are if they are there already.
 
     Raises:
-        OSError: If ``output_dir`` holds something else, or cannot be written.
+        OSError: If ``output_dir`` holds other files, or cannot be written.
     """
     output_dir = Path(output_dir)
     files = _files(output_dir)
-    if all(_has_text(output_dir / name, text) for name, text in files.items()):
+    if all(_holds(output_dir / name, text) for name, text in files.items()):
         return output_dir
-    if output_dir.exists() and any(p.name not in _TOP_LEVEL for p in output_dir.iterdir()):
+    ours = {name.split("/")[0] for name in files}
+    if output_dir.exists() and not {path.name for path in output_dir.iterdir()} <= ours:
         raise FileExistsError(f"{output_dir} holds other files: choose another --output")
     with atomic_directory(output_dir) as directory:
         (directory / "tasks").mkdir()
         for name, text in files.items():
             (directory / name).write_text(text, encoding="utf-8")
     return output_dir
+
+
+def _files(output_dir: Path) -> dict[str, str]:
+    train, heldout = (
+        [{"topic": topic, "text": text} for topic in side for text in passages(side[topic])]
+        for side in split_topics(topics)
+    )
+    rows = {"train": train, "heldout": heldout, "choices": questions(heldout)}
+    files = {f"{name}.jsonl": _json_lines(rows[name]) for name in rows}
+    for name, task in tasks(output_dir).items():
+        files[f"tasks/{name}.yaml"] = yaml.safe_dump(task, sort_keys=False)
+    return files
+
+
+def _json_lines(rows: Iterable[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == text
+
+
+def main() -> None:
+    """Command line: exit code 1 and one line on stderr when the data cannot be written."""
+    parser = argparse.ArgumentParser(description="Write the reference manual's texts and tasks.")
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="target directory")
+    arguments = parser.parse_args()
+    try:
+        directory = write_reference_manual(arguments.output)
+    except OSError as error:
+        sys.exit(f"error: {error}")
+    print(f"Reference manual: {directory}")
+
+
+if __name__ == "__main__":
+    main()

@@ -119,7 +119,9 @@ def build_matcher(
 
 def pairs_of_epoch(cfg: DictConfig, student: Any, teacher: Any, epoch: int) -> list[Pair]:
     """The (student, teacher) layers that ``layer_mapping`` matches in an epoch."""
-    spec = OmegaConf.to_container(cfg, resolve=True)["layer_mapping"]
+    spec = cfg.layer_mapping
+    if OmegaConf.is_config(spec):
+        spec = OmegaConf.to_container(spec, resolve=True)
     if isinstance(spec, dict):
         strategy = _get_component_from_path(spec.pop("_component_"))
         spec = partial(strategy, **spec)
@@ -132,6 +134,14 @@ def build_checkpointer(cfg: DictConfig, key: str) -> Any:
     if isinstance(checkpointer, HFCheckpointer):
         checkpointer.check()
     return checkpointer
+
+
+def build_profiler(cfg: DictConfig) -> Any:
+    """torchtune's profiler as ``profiler`` sets it up; one that does nothing without that key."""
+    if cfg.profiler is None:
+        return training.DummyProfiler()
+    profiler, _ = component(cfg.profiler, "profiler")
+    return profiler
 
 
 def ignore_index(cfg: DictConfig) -> int:

@@ -36,10 +36,8 @@ def check_config(cfg: DictConfig) -> DictConfig:
             the wrong type, or outside its range.
     """
     schema = OmegaConf.structured(RunConfig)
-    # On the command line, key=null reaches us as {_component_: null, ...}.
-    dropped = {k: None for k in cfg if OmegaConf.select(cfg, f"{k}._component_", default="") is None}
     try:
-        checked = OmegaConf.merge(schema, cfg, dropped)
+        checked = OmegaConf.merge(schema, cfg, _implied(cfg))
         OmegaConf.to_container(checked, resolve=True, throw_on_missing=False)
     except ConfigKeyError as err:
         raise ValueError(_unknown_key(err, schema)) from err
@@ -53,9 +51,22 @@ def check_config(cfg: DictConfig) -> DictConfig:
     if missing:
         raise ValueError(f"config: {', '.join(map(str, missing))} must be set")
     _check_values(checked)
-    for key, component in _components(checked):
-        _check_component(key, component)
+    for key, node in _components(checked):
+        check_component(key, node)
     return checked
+
+
+def _implied(cfg: DictConfig) -> dict[str, Any]:
+    """What short forms stand for."""
+    # On the command line, key=null reaches us as {_component_: null, ...}.
+    implied: dict[str, Any] = {
+        str(key): None
+        for key, node in cfg.items()
+        if isinstance(node, DictConfig) and node.get("_component_", "") is None
+    }
+    if isinstance(cfg.get("profiler"), DictConfig) and "_component_" not in cfg.profiler:
+        implied["profiler"] = {"_component_": "torchtune.training.setup_torch_profiler"}
+    return implied
 
 
 def component(node: Any, key: str, *args: Any, **kwargs: Any) -> Any:
@@ -129,22 +140,24 @@ def _components(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
                 raise ValueError(f"config: {key} must name a _component_, not {node!r}")
 
 
-def _check_component(key: str, node: DictConfig) -> None:
-    if key == "profiler" and "_component_" not in node:
-        return  # torchtune fills in its only profiler
+def check_component(key: str, node: DictConfig) -> None:
+    """Check that ``node`` names something that exists and takes the arguments given.
+
+    Raises:
+        ValueError: If it does not; the message names ``key`` and the nearest valid argument.
+    """
     if "_component_" not in node:
         near = _nearest("_component_", node)
         raise ValueError(f"config: {key} has no _component_{near}")
     path = node["_component_"]
     try:
-        component = _get_component_from_path(path)
-        parameters = inspect.signature(component).parameters
+        parameters = inspect.signature(_get_component_from_path(path)).parameters
     except (Exception, SystemExit) as err:  # whatever importing the user's module raises
         why = " ".join(str(err).split())
         raise ValueError(f"config: {key}._component_ {path!r} cannot be imported: {why}") from err
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
-    for name in node:
+    for name in map(str, node):
         if name != "_component_" and name not in parameters:
             raise ValueError(
                 f"config: {key}.{name} is no argument of {path}{_nearest(name, parameters)}"

@@ -1,5 +1,6 @@
 """From the config's dataset nodes to micro-batches."""
 
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -16,6 +17,9 @@ from torchtune.datasets import ConcatDataset
 from kd_data import collate
 from kd_training.config import component
 from kd_training.placement import Placement
+
+# torchdata's loader announces itself to a counter that torch no longer keeps.
+warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
 
 _LOOK_FOR_LABELS_IN = 1000
 

@@ -126,7 +126,8 @@ class Objective:
         masks = self._masks(batch)
         scale = dict(zip(PARTS, (1 / divisors.clamp(min=1)).tolist(), strict=True))
         student_hidden, student_taps = _run(self.student, self._student_taps, batch)
-        teacher_hidden, teacher_taps = None, {}
+        teacher_hidden: Tensor | None = None
+        teacher_taps: dict[int, Tensor] = {}
         if self.teacher is not None:
             with torch.no_grad():
                 teacher_hidden, teacher_taps = _run(self.teacher, self._teacher_taps, batch)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 from torchtune import training
@@ -38,6 +39,8 @@ class Trainer:
         self.dtype = training.get_dtype(cfg.dtype, device=placement.device)
         self.seed = training.set_seed(cfg.seed)
         self.output_dir = Path(cfg.output_dir)
+        self.global_step, self.best = 0, math.inf
+        self.seconds, self.tokens = 0.0, 0.0
         output.check_writable(self.output_dir)
 
         self.student = build.build_student(cfg, self.dtype)
@@ -47,6 +50,7 @@ class Trainer:
         self.objective = build.build_objective(
             cfg, self.student, self.teacher, placement.device, ignore_index
         )
+        self.profiler = build.build_profiler(cfg)
         self.checkpointer = build.build_checkpointer(cfg, "checkpointer")
         if self.teacher is not None:
             self.teacher_checkpointer = build.build_checkpointer(cfg, "teacher_checkpointer")
@@ -105,18 +109,18 @@ class Trainer:
 
     def train(self) -> None:
         """Run all epochs, save a student after each, and draw the loss curves."""
-        self.global_step, self.best = 0, math.inf
-        self.seconds, self.tokens = 0.0, 0.0
         previous = output.start_output(self.cfg, self.output_dir)
         self.metrics = Metrics(self.cfg, self.output_dir, self.total_steps)
         if previous is not None:
             self.metrics.say(f"the earlier run in {self.output_dir} is now in {previous}")
         self._describe()
+        self.profiler.start()
         try:
             for epoch in range(self.cfg.epochs):
                 self._train_epoch(epoch)
                 self._save(epoch)
         finally:
+            self.profiler.stop()
             self.metrics.close()
         summary = self._summary()
         (self.output_dir / "logs" / "summary.json").write_text(json.dumps(summary, indent=2))
@@ -139,6 +143,7 @@ class Trainer:
             self.metrics.advance(values)
             if self.global_step % self.cfg.log_every_n_steps == 0:
                 self.metrics.log(values, self.global_step)
+            self.profiler.step()
             self._validate(epoch)
             start = time.perf_counter()
 
@@ -148,7 +153,9 @@ class Trainer:
         Raises:
             FloatingPointError: If the loss or its gradient is not finite; no weight has changed.
         """
-        counts = self.placement.sum(sum(self.objective.counts(b) for b in micro_batches))
+        counts = self.placement.sum(
+            torch.stack([self.objective.counts(batch) for batch in micro_batches]).sum(0)
+        )
         sums = []
         for batch in micro_batches:
             one = self.objective(batch, counts)
