@@ -12,7 +12,7 @@ STUDENT := models/smollm2-10-layers
 DATA := data/reference_manual
 RUN := out/quickstart
 EVAL := $(BIN)/lm_eval run --model hf --tasks manual_perplexity,manual_choice \
-	--include_path $(DATA) --device cpu --batch_size 8
+	--include_path $(DATA)/tasks --device cpu --batch_size 8
 
 # Everything is local here: do not wait for a hub that may be out of reach.
 quickstart test bench $(RUN)/epoch_0 out/eval/%: export HF_HUB_OFFLINE = 1

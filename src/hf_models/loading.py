@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torchtune.modules.peft import LoRALinear, get_adapter_params
+from torchtune.modules.peft import LoRALinear, get_adapter_state_dict
 from torchtune.training import validate_no_params_on_meta_device
 
 
@@ -28,8 +28,10 @@ def load_weights(
     Raises:
         ValueError: If a weight is missing, unexpected or of the wrong shape.
     """
-    adapter = get_adapter_params(model)
-    expected = {name: p.shape for name, p in model.state_dict().items() if name not in adapter}
+    # By the names of the state dict: those of the modules may have a checkpointing wrapper in them.
+    state = model.state_dict()
+    adapter = get_adapter_state_dict(state, device=None)
+    expected = {name: p.shape for name, p in state.items() if name not in adapter}
     _check(expected, state_dict)
     weights = {name: tensor.to(device, dtype) for name, tensor in state_dict.items()}
     model.load_state_dict(weights, strict=False, assign=True)

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 _SEED = 2024
 _HELDOUT_CHARS = 32_000
 _PASSAGE_CHARS = 900
-_CONTEXT_CHARS = 160
-_CONTINUATION_CHARS = (60, 260)
-_NUM_QUESTIONS = 80
+_CONTEXT_CHARS = 80
+_CONTINUATION_CHARS = (40, 160)
+_NUM_QUESTIONS = 60
 _NUM_CHOICES = 4
 
 _NOT_PROSE = re.compile(r"::=|^\s*(>>>|\||\+-|([*=~^-])\2{2,}\s*$)", re.MULTILINE)
@@ -119,7 +119,7 @@ def questions(heldout: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
     pool = list({excerpt.continuation: excerpt for excerpt in pool}.values())
     found = []
     for true in rng.sample(pool, min(_NUM_QUESTIONS, len(pool))):
-        others = [other.continuation for other in pool if other.passage != true.passage]
+        others = [other.continuation for other in pool if other.topic != true.topic]
         others.sort(key=lambda text: abs(len(text) - len(true.continuation)))
         choices = rng.sample(others[: 4 * _NUM_CHOICES], _NUM_CHOICES - 1)
         label = rng.randrange(_NUM_CHOICES)

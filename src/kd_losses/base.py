@@ -49,16 +49,17 @@ class KDLoss(nn.Module, ABC):
         """
 
     def per_token_and_grad(
-        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor
+        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, weight: float
     ) -> tuple[Tensor, Tensor]:
-        """Return `per_token` and its gradient ``[N, V]`` w.r.t. the student's logits.
+        """Return `per_token`, and ``weight`` times its gradient w.r.t. the student's logits.
 
-        Both logits belong to the callee, which may overwrite them.
+        Called with fp32 logits of heads: no id is `EXCLUDED`, and the callee may overwrite both.
+        An override with a closed form folds the weight into a pass that it makes anyway.
         """
         with torch.enable_grad():
             leaf = student_logits.detach().requires_grad_()
             loss = self.per_token(leaf, teacher_logits, labels)
-            (grad,) = torch.autograd.grad(loss.sum(), leaf)
+            (grad,) = torch.autograd.grad(loss, leaf, torch.full_like(loss, weight))
         return loss.detach(), grad
 
     def forward(

@@ -114,15 +114,15 @@ class ChunkedPass:
         rows = tile_rows(len(student_CV), self.vocab_size, student_CV.device)
         for start in range(0, len(student_CV), rows):
             tile = slice(start, start + rows)
-            student = upcast(student_CV[tile])
-            teacher = None if teacher_CV is None else upcast(teacher_CV[tile])
+            student_RV = student_CV[tile]
+            teacher_RV = None if teacher_CV is None else upcast(teacher_CV[tile])
+            tensors = upcast(student_RV), teacher_RV, labels[tile], with_ce
             if sums.with_grad:
-                ce, kd, grad = self.objective.values_and_grad(
-                    student, teacher, labels[tile], with_ce
-                )
-                student_CV[tile] = grad
+                ce, kd, grad = self.objective.values_and_grad_(*tensors)
+                if grad is not student_RV:
+                    student_RV.copy_(grad)
             else:
-                ce, kd = self.objective.values(student, teacher, labels[tile], with_ce)
+                ce, kd = self.objective.values(*tensors)
             sums.ce += ce
             sums.kd += kd
 

@@ -22,41 +22,48 @@ class DistributionLoss(KDLoss):
     def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return D(p, q) of every token ``[N]`` from fp32 log-probabilities ``[N, V]``."""
 
-    def divergence_and_slope(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `divergence` and its slope ∂D/∂log q ``[N, V]``, each log q a free variable.
+    def divergence_and_slope(
+        self, log_p: Tensor, log_q: Tensor, weight: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return D and ``weight`` times its slope ∂D/∂log q ``[N, V]``, each log q taken as free.
 
-        A multiple of q may be added to the slope: the softmax's backward cancels it. ``log_p``
-        belongs to the callee, which may overwrite it; ``log_q`` must stay as it is.
+        A multiple of q may be added to the slope: the softmax's backward cancels it. The callee may
+        overwrite ``log_p`` but not ``log_q``.
+
+        Args:
+            log_p: ``[N, V]``.
+            log_q: ``[N, V]``.
+            weight: a number, or one for every token ``[N, 1]``.
         """
         with torch.enable_grad():
             leaf = log_q.detach().requires_grad_()
             loss = self.divergence(log_p, leaf)
             (slope,) = torch.autograd.grad(loss.sum(), leaf)
-        return loss.detach(), slope
+        return loss.detach(), slope.mul_(weight)
 
     def per_token(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of every token ``[N]`` from the logits."""
+        """Return the loss of every token."""
         log_p = torch.log_softmax(teacher_logits / self.temperature, dim=-1)
         log_q = torch.log_softmax(student_logits / self.temperature, dim=-1)
         return self.divergence(log_p, log_q)
 
     def per_token_and_grad(
-        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor
+        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, weight: float
     ) -> tuple[Tensor, Tensor]:
-        """Return `per_token` and its gradient ``[N, V]``; both logits are overwritten."""
+        """Return `per_token` and its weighted gradient in the student logits' memory."""
         log_p = log_softmax_(teacher_logits, self.temperature)
         log_q = log_softmax_(student_logits, self.temperature)
-        loss, slope = self.divergence_and_slope(log_p, log_q)
-        return loss, log_softmax_backward(slope, log_q).div_(self.temperature)
+        loss, slope = self.divergence_and_slope(log_p, log_q, weight / self.temperature)
+        return loss, log_softmax_backward_(slope, log_q)
 
 
 def log_softmax_(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Overwrite logits with their log-probabilities."""
+    """Overwrite logits with the log-probabilities of logits / temperature."""
     if temperature != 1:
         logits.div_(temperature)
     return torch.log_softmax(logits, dim=-1, out=logits)
 
 
-def log_softmax_backward(slope: Tensor, log_q: Tensor) -> Tensor:
-    """Return the gradient w.r.t. the logits, ``slope − q·Σ slope``, in one fused pass."""
-    return torch.ops.aten._log_softmax_backward_data(slope, log_q, -1, slope.dtype)
+def log_softmax_backward_(slope: Tensor, log_q: Tensor) -> Tensor:
+    """Overwrite ``log_q`` with the gradient w.r.t. the logits, ``slope − q·Σ slope``."""
+    return torch.ops.aten._log_softmax_backward_data.out(slope, log_q, -1, slope.dtype, out=log_q)

@@ -16,10 +16,12 @@ class ForwardKLLoss(DistributionLoss):
         """Return KL(p‖q) of every token."""
         return kl(log_p, log_q)
 
-    def divergence_and_slope(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def divergence_and_slope(
+        self, log_p: Tensor, log_q: Tensor, weight: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return KL(p‖q) and its slope −p."""
         p = log_p.exp()
-        return torch.linalg.vecdot(p, log_p.sub_(log_q)), p.neg_()
+        return torch.linalg.vecdot(p, log_p.sub_(log_q)), p.mul_(-weight)
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -39,10 +39,13 @@ class JSDistanceLoss(DistributionLoss):
         teacher = (p * (log_p - log_m)).sum(-1)
         return torch.lerp(teacher, student, self.lambda_weight)
 
-    def divergence_and_slope(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def divergence_and_slope(
+        self, log_p: Tensor, log_q: Tensor, weight: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the divergence and its slope λ·q·log(q/m)."""
         p, q = log_p.exp(), log_q.exp()
         log_m = log_mixture(self.lambda_weight, p, q)
         teacher = torch.linalg.vecdot(p, log_p.sub_(log_m)).mul_(1 - self.lambda_weight)
-        slope = q.mul_(torch.sub(log_q, log_m, out=log_m)).mul_(self.lambda_weight)
-        return slope.sum(-1).add_(teacher), slope
+        slope = q.mul_(torch.sub(log_q, log_m, out=log_m))
+        loss = teacher.add_(slope.sum(-1), alpha=self.lambda_weight)
+        return loss, slope.mul_(self.lambda_weight * weight)

@@ -166,7 +166,7 @@ def _projection(side: str, hidden: Tensor, head: Tensor, labels: Tensor) -> Proj
 
 def _check_labels(labels: Tensor, vocab_size: int) -> None:
     # On an accelerator this waits for the device, as finding the positions to project does anyway.
-    if labels.numel() and not (0 <= int(labels.min()) and int(labels.max()) < vocab_size):
+    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < vocab_size):
         raise ValueError(
             f"labels must lie in [0, {vocab_size}), the ids that both heads have, "
             f"got {int(labels.min())} to {int(labels.max())}"

@@ -16,7 +16,9 @@ class ReverseKLLoss(DistributionLoss):
         """Return KL(q‖p) of every token."""
         return (log_q.exp() * (log_q - log_p)).sum(-1)
 
-    def divergence_and_slope(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def divergence_and_slope(
+        self, log_p: Tensor, log_q: Tensor, weight: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return KL(q‖p) and its slope q·log(q/p)."""
         slope = log_q.exp().mul_(torch.sub(log_q, log_p, out=log_p))
-        return slope.sum(-1), slope
+        return slope.sum(-1), slope.mul_(weight)

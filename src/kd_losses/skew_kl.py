@@ -41,12 +41,14 @@ class SkewForwardKLLoss(_SkewLoss):
         p = log_p.exp()
         return (p * (log_p - log_mixture(self.alpha, log_q.exp(), p))).sum(-1)
 
-    def divergence_and_slope(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def divergence_and_slope(
+        self, log_p: Tensor, log_q: Tensor, weight: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return KL(p‖m) and its slope −(1 − α)·q·p/m."""
         p, q = log_p.exp(), log_q.exp()
         log_ratio = log_p.sub_(log_mixture(self.alpha, q, p))
         loss = torch.linalg.vecdot(p, log_ratio)
-        return loss, q.mul_(log_ratio.exp_()).mul_(self.alpha - 1)
+        return loss, q.mul_(log_ratio.exp_()).mul_((self.alpha - 1) * weight)
 
 
 class SkewReverseKLLoss(_SkewLoss):
@@ -68,9 +70,12 @@ class SkewReverseKLLoss(_SkewLoss):
         q = log_q.exp()
         return (q * (log_q - log_mixture(self.alpha, log_p.exp(), q))).sum(-1)
 
-    def divergence_and_slope(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def divergence_and_slope(
+        self, log_p: Tensor, log_q: Tensor, weight: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return KL(q‖m) and its slope q·(log(q/m) − α·q/m)."""
         q = log_q.exp()
         log_ratio = torch.sub(log_q, log_mixture(self.alpha, log_p.exp_(), q), out=log_p)
         loss = torch.linalg.vecdot(q, log_ratio)
-        return loss, q.mul_(log_ratio.sub_(log_ratio.exp().mul_(self.alpha)))
+        slope = q.mul_(log_ratio.sub_(log_ratio.exp(), alpha=self.alpha))
+        return loss, slope.mul_(weight)

@@ -33,10 +33,12 @@ class SymmetricKLLoss(DistributionLoss):
         weight = (1 - self.lambda_weight) * log_p.exp() - self.lambda_weight * log_q.exp()
         return (weight * (log_p - log_q)).sum(-1)
 
-    def divergence_and_slope(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def divergence_and_slope(
+        self, log_p: Tensor, log_q: Tensor, weight: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the weighted sum and its slope −(1 − λ)·p − λ·q·log(p/q)."""
         minus_p = log_p.exp().mul_(self.lambda_weight - 1)
         log_ratio = log_p.sub_(log_q)
         forward = torch.linalg.vecdot(minus_p, log_ratio)
         reverse = log_q.exp().mul_(-self.lambda_weight).mul_(log_ratio)
-        return reverse.sum(-1) - forward, reverse.add_(minus_p)
+        return reverse.sum(-1) - forward, reverse.add_(minus_p).mul_(weight)

@@ -15,9 +15,11 @@ class TVDistanceLoss(DistributionLoss):
         """Return the distance for every token."""
         return (log_q.exp() - log_p.exp()).abs().sum(-1) / 2
 
-    def divergence_and_slope(self, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
+    def divergence_and_slope(
+        self, log_p: Tensor, log_q: Tensor, weight: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return the distance and its slope ½·q·sign(q − p)."""
         q = log_q.exp()
         difference = log_p.exp_().sub_(q).neg_()
         loss = difference.abs().sum(-1).div_(2)
-        return loss, q.mul_(difference.sign_()).div_(2)
+        return loss, q.mul_(difference.sign_()).mul_(weight / 2)

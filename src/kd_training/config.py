@@ -111,6 +111,12 @@ def _check_values(cfg: DictConfig) -> None:
     for key in _AT_LEAST_ONE:
         if cfg[key] is not None and cfg[key] < 1:
             raise ValueError(f"config: {key} is {cfg[key]}; it must be at least 1")
+    if cfg.clip_grad_norm is not None and not cfg.clip_grad_norm > 0:
+        raise ValueError(f"config: clip_grad_norm is {cfg.clip_grad_norm}; it must be above 0")
+    if cfg.resume_from_checkpoint:
+        raise ValueError(
+            "config: resume_from_checkpoint is true, but resuming is not supported yet"
+        )
     if not 0 <= cfg.kd_ratio <= 1:
         raise ValueError(f"config: kd_ratio is {cfg.kd_ratio}; it must lie between 0 and 1")
     scales = cfg.loss_scaling.manual_scales

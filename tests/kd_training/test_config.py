@@ -1,0 +1,54 @@
+import pytest
+from omegaconf import OmegaConf
+
+from kd_training.config import check_config, loss_weights
+
+
+def config(tiny_run, tmp_path, **changes):
+    return OmegaConf.create(tiny_run.config(tmp_path) | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"loss_scaling": {"enabled": False}, "kd_ratio": 0.3}, (0.7, 0.3, 1.0)),
+        ({"loss_scaling": {"enabled": True, "manual_scales": {"ce": 0.5, "kd": 0.3, "ir": 0.2}}},
+         (0.5, 0.3, 0.2)),
+        ({"layer_mapping": "none"}, (1.0, 1.0, 0.0)),
+        ({"layer_mapping": None}, (1.0, 1.0, 0.0)),
+    ],
+)  # fmt: skip
+def test_weights(tiny_run, tmp_path, changes, expected):
+    weights = loss_weights(check_config(config(tiny_run, tmp_path, **changes)))
+    assert (weights.ce, weights.kd, weights.ir) == pytest.approx(expected)
+
+
+def test_null_on_the_command_line_removes_a_component(tiny_run, tmp_path):
+    # torchtune turns `lr_scheduler=null` into lr_scheduler._component_=null.
+    given = {"_component_": None, "num_warmup_steps": 3}
+    assert check_config(config(tiny_run, tmp_path, lr_scheduler=given)).lr_scheduler is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": None}, ["model", "must be set"]),
+        ({"teacher_model": None}, ["teacher_model", "weight 0"]),
+        ({"kd_loss": None}, ["kd_loss", "must be set"]),
+        ({"kd_loss": "kd_losses.ForwardKLLoss"}, ["kd_loss", "_component_"]),
+        ({"kd_ratio": 1.5}, ["kd_ratio", "between 0 and 1"]),
+        ({"epochs": 0}, ["epochs", "at least 1"]),
+        ({"clip_grad_norm": -1.0}, ["clip_grad_norm", "above 0"]),
+        ({"loss_scaling": {"manual_scales": {"ir": -1}}}, ["manual_scales.ir", "at least 0"]),
+        ({"loss_scaling": {"manual_scales": {"ri": 1}}}, ["manual_scales.ri", "did you mean ir"]),
+        ({"token_scope": {"kd": "answers"}}, ["token_scope.kd", "labels or all"]),
+        ({"run_val_every_n_steps": 5}, ["run_val_every_n_steps", "dataset_val"]),
+        ({"profiler": {"enabeld": True}}, ["profiler.enabeld", "enabled"]),
+        ({"output_dir": "${nowhere}"}, ["nowhere"]),
+        ({"resume_from_checkpoint": True}, ["resume_from_checkpoint"]),
+    ],
+)
+def test_refusals_name_the_key(tiny_run, tmp_path, changes, words):
+    with pytest.raises(ValueError, match="^config: .*$") as error:
+        check_config(config(tiny_run, tmp_path, **changes))
+    assert all(word in str(error.value) for word in words), str(error.value)
