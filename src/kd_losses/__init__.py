@@ -2,6 +2,13 @@
 
 from kd_losses.base import KDLoss
 from kd_losses.bild import BiLDLoss
+from kd_losses.chunked_output import (
+    ForwardKLWithChunkedOutputLoss,
+    JSDistanceWithChunkedOutputLoss,
+    ReverseKLWithChunkedOutputLoss,
+    SymmetricKLWithChunkedOutputLoss,
+    TVDistanceWithChunkedOutputLoss,
+)
 from kd_losses.distribution import DistributionLoss
 from kd_losses.dkd import DKDLoss
 from kd_losses.forward_kl import ForwardKLLoss
@@ -20,16 +27,21 @@ __all__ = [
     "DKDLoss",
     "DistributionLoss",
     "ForwardKLLoss",
+    "ForwardKLWithChunkedOutputLoss",
     "JSDistanceLoss",
+    "JSDistanceWithChunkedOutputLoss",
     "KDLoss",
     "LinearKDLoss",
     "LinearKDOutput",
     "NKDLoss",
     "NormKDLoss",
     "ReverseKLLoss",
+    "ReverseKLWithChunkedOutputLoss",
     "SkewForwardKLLoss",
     "SkewReverseKLLoss",
     "SymmetricKLLoss",
+    "SymmetricKLWithChunkedOutputLoss",
     "TVDistanceLoss",
+    "TVDistanceWithChunkedOutputLoss",
     "TopKKLLoss",
 ]

@@ -17,14 +17,13 @@ from kd_losses.objective import Objective
 class Projection:
     """One model's way to its logits: hidden states ``[N, D]`` and an output head ``[V, D]``."""
 
-    hidden_ND: Tensor
-    head_VD: Tensor
+    hidden: Tensor
+    head: Tensor
 
     def logits_(self, positions: Tensor, buffer_CV: Tensor) -> Tensor:
         """Project the tokens at ``positions`` into the first rows of the buffer."""
-        head_VD = self.head_VD[: buffer_CV.shape[1]]
-        out = buffer_CV[: len(positions)]
-        return torch.mm(self.hidden_ND[positions], head_VD.t(), out=out)
+        head_VD = self.head[: buffer_CV.shape[1]]
+        return torch.mm(self.hidden[positions], head_VD.t(), out=buffer_CV[: len(positions)])
 
 
 @dataclass
@@ -63,7 +62,7 @@ def split_positions(ce_mask: Tensor, kd_mask: Tensor) -> list[Segment]:
 
 @dataclass
 class ChunkedPass:
-    """Everything that a walk over segments of tokens needs; both heads are cut to ``vocab_size``."""
+    """What a walk over segments of tokens needs; both heads are cut to ``vocab_size`` ids."""
 
     student: Projection
     teacher: Projection | None
@@ -74,7 +73,7 @@ class ChunkedPass:
 
     def run(self, segments: list[Segment], hidden_grad: bool, head_grad: bool) -> Sums:
         """Walk over all segments, reusing one pair of logit buffers."""
-        hidden_ND, head_VD = self.student.hidden_ND, self.student.head_VD
+        hidden_ND, head_VD = self.student.hidden, self.student.head
         zero = upcast(head_VD.new_zeros(()))
         sums = Sums(
             zero,
@@ -86,20 +85,21 @@ class ChunkedPass:
         )
         rows = min(self.chunk_size, max((len(s.positions) for s in segments), default=0))
         student_buffer = head_VD.new_empty(rows, self.vocab_size)
-        teacher_buffer = None
+        teacher_buffer = head_VD.new_empty(0)
         if self.teacher is not None:
-            teacher_buffer = self.teacher.head_VD.new_empty(rows, self.vocab_size)
+            teacher_buffer = self.teacher.head.new_empty(rows, self.vocab_size)
         for segment in segments:
             num_chunks = -(-len(segment.positions) // rows)
             for positions in segment.positions.tensor_split(num_chunks):
                 student_CV = self.student.logits_(positions, student_buffer)
                 teacher_CV = None
-                if segment.with_kd:
-                    assert self.teacher is not None and teacher_buffer is not None
+                if segment.with_kd and self.teacher is not None:
                     teacher_CV = self.teacher.logits_(positions, teacher_buffer)
                 labels = self.labels[positions]
                 self._add_losses_(sums, student_CV, teacher_CV, labels, segment.with_ce)
                 self._add_gradients(sums, student_CV, positions)
+        if sums.head_grad is not None:
+            sums.head_grad = sums.head_grad.to(head_VD.dtype)
         return sums
 
     def _add_losses_(
@@ -115,8 +115,9 @@ class ChunkedPass:
         for start in range(0, len(student_CV), rows):
             tile = slice(start, start + rows)
             student_RV = student_CV[tile]
-            teacher_RV = None if teacher_CV is None else upcast(teacher_CV[tile])
-            tensors = upcast(student_RV), teacher_RV, labels[tile], with_ce
+            student = upcast(student_RV)
+            teacher = None if teacher_CV is None else teacher_CV[tile].to(student.dtype)
+            tensors = student, teacher, labels[tile], with_ce
             if sums.with_grad:
                 ce, kd, grad = self.objective.values_and_grad_(*tensors)
                 if grad is not student_RV:
@@ -129,10 +130,10 @@ class ChunkedPass:
     def _add_gradients(self, sums: Sums, logit_grad_CV: Tensor, positions: Tensor) -> None:
         """Carry the chunk's logit gradient through the student's head."""
         if sums.hidden_grad is not None:
-            head_VD = self.student.head_VD[: self.vocab_size]
+            head_VD = self.student.head[: self.vocab_size]
             sums.hidden_grad[positions] = logit_grad_CV @ head_VD
         if sums.head_grad is not None:
-            hidden_CD = self.student.hidden_ND[positions]
+            hidden_CD = self.student.hidden[positions]
             head_grad = sums.head_grad[: self.vocab_size]
             if head_grad.dtype == hidden_CD.dtype:
                 head_grad.addmm_(logit_grad_CV.t(), hidden_CD)

@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from kd_losses.base import KDLoss
 from kd_losses.checks import require
 from kd_losses.forward_kl import kl
-from kd_losses.normalized import token_temperature
+from kd_losses.normalized import NormalizedLoss
 from kd_losses.target import at_target, without_target
+from kd_losses.topk import topk_indices
 
 
-class DKDLoss(KDLoss):
+class DKDLoss(NormalizedLoss):
     """``τ_p²·(α·KL(b_p‖b_q) + β·KL(p̂‖q̂))`` on logits / τ, ``τ = t_norm · std(logits)``.
 
     b is the pair (probability of the target, probability of all others); p̂ and q̂ are teacher and
@@ -37,23 +37,44 @@ class DKDLoss(KDLoss):
         t_norm: float = 2.0,
         ignore_index: int = -100,
     ) -> None:
-        super().__init__(ignore_index=ignore_index)
+        super().__init__(t_norm, ignore_index)
         require(alpha >= 0, "alpha", alpha, "at least 0")
         require(beta >= 0, "beta", beta, "at least 0")
-        require(t_norm > 0, "t_norm", t_norm, "above 0")
         self.alpha = alpha
         self.beta = beta
-        self.t_norm = t_norm
 
-    def per_token(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of every token."""
-        target = labels.where(labels != self.ignore_index, teacher_logits.max(-1).indices)
-        teacher_t = token_temperature(teacher_logits, self.t_norm)
-        student_t = token_temperature(student_logits, self.t_norm)
-        pair_p, others_p = _decouple(teacher_logits / teacher_t, target)
-        pair_q, others_q = _decouple(student_logits / student_t, target)
-        loss = self.alpha * kl(pair_p, pair_q) + self.beta * kl(others_p, others_q)
-        return teacher_t.squeeze(-1).square() * loss
+    def divergence(self, student_NV: Tensor, teacher_NV: Tensor, labels: Tensor) -> Tensor:
+        """Return ``α·KL(b_p‖b_q) + β·KL(p̂‖q̂)`` of every token."""
+        target = self._target(teacher_NV, labels)
+        log_pair_p, log_others_p = _decouple(teacher_NV, target)
+        log_pair_q, log_others_q = _decouple(student_NV, target)
+        return self._sum(kl(log_pair_p, log_pair_q), kl(log_others_p, log_others_q))
+
+    def divergence_and_grad(
+        self, student_NV: Tensor, teacher_NV: Tensor, labels: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the same and its weighted gradient.
+
+        With b the probability of the target: α·(b_q − b_p) at the target, and
+        ``(β − α·(b_q − b_p))·q̂ − β·p̂`` at the others.
+        """
+        target = self._target(teacher_NV, labels)
+        log_pair_p, log_others_p = _decouple(teacher_NV, target)
+        log_pair_q, log_others_q = _decouple(student_NV, target)
+        p = log_others_p.exp()
+        others = torch.linalg.vecdot(p, log_others_p.sub_(log_others_q))
+        loss = self._sum(kl(log_pair_p, log_pair_q), others)
+        target_grad = self.alpha * weight * (log_pair_q.exp() - log_pair_p.exp())[:, :1]
+        grad = log_others_q.exp_().mul_(self.beta * weight - target_grad)
+        grad.addcmul_(p, -self.beta * weight)
+        return loss, grad.scatter_(-1, target.unsqueeze(-1), target_grad)
+
+    def _target(self, teacher_NV: Tensor, labels: Tensor) -> Tensor:
+        favourite = topk_indices(teacher_NV, 1).squeeze(-1)
+        return labels.where(labels != self.ignore_index, favourite)
+
+    def _sum(self, target: Tensor, others: Tensor) -> Tensor:
+        return self.alpha * target + self.beta * others
 
 
 def _decouple(logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:

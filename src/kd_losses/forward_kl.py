@@ -20,10 +20,15 @@ class ForwardKLLoss(DistributionLoss):
         self, log_p: Tensor, log_q: Tensor, weight: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return KL(p‖q) and its slope −p."""
-        p = log_p.exp()
-        return torch.linalg.vecdot(p, log_p.sub_(log_q)), p.mul_(-weight)
+        return kl_and_slope(log_p, log_q, weight)
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     """Return ``Σ p·(log p − log q)`` over the last dimension."""
     return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def kl_and_slope(log_p: Tensor, log_q: Tensor, weight: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Return `kl` and ``weight`` times its slope −p w.r.t. log q; overwrites ``log_p``."""
+    p = log_p.exp()
+    return torch.linalg.vecdot(p, log_p.sub_(log_q)), p.mul_(-weight)

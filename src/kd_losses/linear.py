@@ -1,6 +1,6 @@
 """Cross-entropy and a divergence straight from hidden states, without logits for all tokens.
 
-Shape suffixes: N tokens, C tokens of one chunk, D width, V vocabulary.
+Shape suffixes: N tokens, D width, V vocabulary.
 """
 
 from typing import Any, NamedTuple
@@ -20,8 +20,8 @@ from kd_losses.vocabulary import shared_vocab_size
 class LinearKDOutput(NamedTuple):
     """Sums of one call; only `total` carries gradient.
 
-    ``total`` is ``ce_weight * ce + kd_weight * kd``; ``ce`` and ``kd`` are the summed losses, 0 for a
-    part that was skipped; ``num_tokens`` is the number of positions with a label.
+    ``total`` is ``ce_weight * ce + kd_weight * kd``; ``ce`` and ``kd`` are the summed losses, 0
+    where a part was skipped; ``num_tokens`` is the number of positions with a label.
     """
 
     total: Tensor
@@ -31,17 +31,17 @@ class LinearKDOutput(NamedTuple):
 
 
 class LinearKDLoss(nn.Module):
-    """``ce_weight · Σ CE + kd_weight · Σ divergence``, projected and differentiated chunk by chunk.
+    """``ce_weight · Σ CE + kd_weight · Σ divergence``, projected and differentiated by chunks.
 
     Each chunk of tokens goes through both heads, its losses and its gradient are taken at once, and
-    its logits are overwritten by the next chunk's: memory does not grow with the number of tokens.
-    Matrix products run in the heads' type, everything between them in fp32.
+    the next chunk overwrites its logits: memory does not grow with the number of tokens. Matrix
+    products run in the heads' type (or autocast's), everything between them in fp32.
 
     Args:
         kd_loss: any `KDLoss`; its ``ignore_index`` says which labels do not count.
         ce_weight: factor of the summed cross-entropy; may be set anew between calls.
         kd_weight: factor of the summed divergence; may be set anew between calls.
-        chunk_size: tokens projected at a time; ``None`` picks it from vocabulary, device and memory.
+        chunk_size: tokens projected at a time; ``None`` picks it by vocabulary, device and memory.
 
     Raises:
         ValueError: if ``kd_loss`` is no `KDLoss` or ``chunk_size`` is below 1.
@@ -55,8 +55,8 @@ class LinearKDLoss(nn.Module):
         chunk_size: int | None = None,
     ) -> None:
         super().__init__()
-        require(isinstance(kd_loss, KDLoss), "kd_loss", type(kd_loss).__name__, "a kd_losses.KDLoss")
-        require(chunk_size is None or chunk_size >= 1, "chunk_size", chunk_size, "null or at least 1")
+        require(isinstance(kd_loss, KDLoss), "kd_loss", type(kd_loss).__name__, "a KDLoss")
+        require(chunk_size is None or chunk_size > 0, "chunk_size", chunk_size, "null or above 0")
         self.kd_loss = kd_loss
         self.ce_weight = ce_weight
         self.kd_weight = kd_weight
@@ -86,18 +86,16 @@ class LinearKDLoss(nn.Module):
         Raises:
             ValueError: if shapes, vocabularies or labels do not fit together.
         """
-        labelled = labels != self.kd_loss.ignore_index
         with_ce = bool(self.ce_weight) or report_all
         with_kd = bool(self.kd_weight) or report_all
         student = _projection("student", student_hidden, student_head, labels)
-        teacher, vocab_size = None, student.head_VD.shape[0]
+        teacher, vocab_size = None, student_head.shape[0]
         if with_kd:
             if teacher_hidden is None or teacher_head is None:
                 raise ValueError("the divergence needs teacher_hidden and teacher_head")
-            teacher = _projection(
-                "teacher", teacher_hidden.detach(), teacher_head.detach(), labels
-            )
-            vocab_size = shared_vocab_size(vocab_size, teacher.head_VD.shape[0])
+            teacher = _projection("teacher", teacher_hidden.detach(), teacher_head.detach(), labels)
+            vocab_size = shared_vocab_size(vocab_size, teacher_head.shape[0])
+        labelled = labels != self.kd_loss.ignore_index
         _check_labels(labels[labelled], vocab_size)
         nowhere = torch.zeros_like(labelled)
         segments = split_positions(
@@ -108,16 +106,20 @@ class LinearKDLoss(nn.Module):
             student,
             teacher,
             labels,
-            Objective(self.kd_loss, self.ce_weight, self.kd_weight),
+            Objective(self.kd_loss, float(self.ce_weight), float(self.kd_weight)),
             vocab_size,
-            self.chunk_size or chunk_rows(vocab_size, student.head_VD),
+            self.chunk_size or chunk_rows(vocab_size, student.head),
         )
-        # The matrix products already have autocast's type, and the loss arithmetic must keep fp32.
-        with torch.autocast(student_hidden.device.type, enabled=False):
+        # The operands already have autocast's type, and the loss arithmetic must stay in fp32.
+        with torch.autocast(labels.device.type, enabled=False):
             total, ce, kd = _LinearKD.apply(
-                student.hidden_ND, student.head_VD, chunked, segments, torch.is_grad_enabled()
+                student.hidden, student.head, chunked, segments, torch.is_grad_enabled()
             )
         return LinearKDOutput(total, ce, kd, labelled.sum())
+
+    def extra_repr(self) -> str:
+        """Show the weights in ``print(loss)``."""
+        return f"ce_weight={self.ce_weight}, kd_weight={self.kd_weight}"
 
 
 class _LinearKD(torch.autograd.Function):
@@ -132,29 +134,27 @@ class _LinearKD(torch.autograd.Function):
         segments: list[Segment],
         grad_enabled: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        wanted = [grad_enabled and needed for needed in ctx.needs_input_grad[:2]]
-        sums = chunked.run(segments, hidden_grad=wanted[0], head_grad=wanted[1])
-        ctx.hidden_grad, ctx.head_grad = sums.hidden_grad, sums.head_grad
-        ctx.head_dtype = student_head.dtype
+        need_hidden, need_head = ctx.needs_input_grad[:2]
+        sums = chunked.run(segments, grad_enabled and need_hidden, grad_enabled and need_head)
+        ctx.grads = sums.hidden_grad, sums.head_grad
         ctx.mark_non_differentiable(sums.ce, sums.kd)
-        objective = chunked.objective
-        return objective.ce_weight * sums.ce + objective.kd_weight * sums.kd, sums.ce, sums.kd
+        weights = chunked.objective
+        return weights.ce_weight * sums.ce + weights.kd_weight * sums.kd, sums.ce, sums.kd
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.hidden_grad is None and ctx.head_grad is None:
-            raise RuntimeError("LinearKDLoss: backward runs once; its gradient is already handed on")
-        # In place: a head's gradient is as large as the head.
-        hidden_grad = None if ctx.hidden_grad is None else ctx.hidden_grad.mul_(grad_total)
-        head_grad = None if ctx.head_grad is None else ctx.head_grad.mul_(grad_total)
-        ctx.hidden_grad = ctx.head_grad = None
-        return hidden_grad, head_grad if head_grad is None else head_grad.to(ctx.head_dtype), None, None, None
+        if ctx.grads is None:
+            raise RuntimeError("LinearKDLoss runs backward once: its gradient is handed on")
+        # In place, because the gradient of a head is as large as the head.
+        hidden_grad, head_grad = (g if g is None else g.mul_(grad_total) for g in ctx.grads)
+        ctx.grads = None
+        return hidden_grad, head_grad, None, None, None
 
 
 def _projection(side: str, hidden: Tensor, head: Tensor, labels: Tensor) -> Projection:
     """Check one model's shapes and give both operands the type of the matrix product."""
-    if hidden.shape != (*labels.shape, head.shape[-1]) or hidden.dim() != 2 or head.dim() != 2:
+    if labels.dim() != 1 or head.dim() != 2 or hidden.shape != (len(labels), head.shape[1]):
         raise ValueError(
             f"{side}_hidden must be [N, D] and {side}_head [V, D] for labels [N], got "
             f"{list(hidden.shape)}, {list(head.shape)} and {list(labels.shape)}"
@@ -165,9 +165,9 @@ def _projection(side: str, hidden: Tensor, head: Tensor, labels: Tensor) -> Proj
 
 
 def _check_labels(labels: Tensor, vocab_size: int) -> None:
-    # On an accelerator this waits for the device, as finding the positions to project does anyway.
-    if labels.numel() and not (int(labels.min()) >= 0 and int(labels.max()) < vocab_size):
+    # On an accelerator this waits for the device, but so does finding the positions to project.
+    if labels.numel() and not (labels.min() >= 0 and labels.max() < vocab_size):
         raise ValueError(
             f"labels must lie in [0, {vocab_size}), the ids that both heads have, "
-            f"got {int(labels.min())} to {int(labels.max())}"
+            f"got {labels.min()} to {labels.max()}"
         )

@@ -5,7 +5,9 @@ from torch import Tensor
 
 from kd_losses.base import KDLoss
 from kd_losses.checks import require
+from kd_losses.distribution import log_softmax_
 from kd_losses.target import at_target, without_target
+from kd_losses.topk import topk_indices
 
 
 class NKDLoss(KDLoss):
@@ -35,10 +37,29 @@ class NKDLoss(KDLoss):
 
     def per_token(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of every token."""
-        top = teacher_logits.max(-1)
-        p_y = (top.values - teacher_logits.logsumexp(-1)).exp()
-        log_q_y = at_target(student_logits, top.indices) - student_logits.logsumexp(-1)
-        others_p = without_target(teacher_logits, top.indices) / self.temperature
-        others_q = without_target(student_logits, top.indices) / self.temperature
-        cross_entropy = others_q.logsumexp(-1) - torch.linalg.vecdot(others_p.softmax(-1), others_q)
-        return -p_y * log_q_y + self.gamma * cross_entropy
+        top, p_top, others_p = self._of_teacher(teacher_logits)
+        log_q_top = at_target(student_logits, top) - student_logits.logsumexp(-1)
+        others_q = without_target(student_logits, top) / self.temperature
+        cross_entropy = others_q.logsumexp(-1) - torch.linalg.vecdot(others_p, others_q)
+        return self.gamma * cross_entropy - p_top * log_q_top
+
+    def per_token_and_grad(
+        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, weight: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return `per_token` and its weighted gradient, ``p_y·(q − 1_y) + γ/T·(q̂ − p̂)``."""
+        top, p_top, others_p = self._of_teacher(teacher_logits)
+        log_others_q = log_softmax_(without_target(student_logits, top), self.temperature)
+        log_q = log_softmax_(student_logits)
+        others = torch.linalg.vecdot(others_p, log_others_q)
+        loss = -p_top * at_target(log_q, top) - self.gamma * others
+        scale = weight * p_top.unsqueeze(-1)
+        grad = log_q.exp_().mul_(scale)
+        grad.scatter_add_(-1, top.unsqueeze(-1), -scale)
+        difference = log_others_q.exp_().sub_(others_p)
+        return loss, grad.add_(difference, alpha=weight * self.gamma / self.temperature)
+
+    def _of_teacher(self, logits_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the top token ``[N]``, its probability and p̂ ``[N, V]``, which is 0 at the top."""
+        top = topk_indices(logits_NV, 1).squeeze(-1)
+        p_top = (at_target(logits_NV, top) - logits_NV.logsumexp(-1)).exp()
+        return top, p_top, (without_target(logits_NV, top) / self.temperature).softmax(-1)

@@ -1,15 +1,13 @@
 """Knowledge distillation at a temperature of every token's own."""
 
-import torch
 from torch import Tensor
 
-from kd_losses.base import KDLoss
-from kd_losses.checks import require
-from kd_losses.forward_kl import kl
-from kd_losses.normalized import token_temperature
+from kd_losses.distribution import log_softmax_, log_softmax_backward_
+from kd_losses.forward_kl import kl, kl_and_slope
+from kd_losses.normalized import NormalizedLoss
 
 
-class NormKDLoss(KDLoss):
+class NormKDLoss(NormalizedLoss):
     """``τ_p²·KL(p‖q)``, p and q softmaxes of logits / τ, ``τ = t_norm · std(logits)``.
 
     Each side's τ comes from its own logits, token by token; the student's carries gradient.
@@ -26,14 +24,16 @@ class NormKDLoss(KDLoss):
     """
 
     def __init__(self, t_norm: float = 1.5, ignore_index: int = -100) -> None:
-        super().__init__(ignore_index=ignore_index)
-        require(t_norm > 0, "t_norm", t_norm, "above 0")
-        self.t_norm = t_norm
+        super().__init__(t_norm, ignore_index)
 
-    def per_token(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the loss of every token."""
-        teacher_t = token_temperature(teacher_logits, self.t_norm)
-        student_t = token_temperature(student_logits, self.t_norm)
-        log_p = torch.log_softmax(teacher_logits / teacher_t, dim=-1)
-        log_q = torch.log_softmax(student_logits / student_t, dim=-1)
-        return teacher_t.squeeze(-1).square() * kl(log_p, log_q)
+    def divergence(self, student_NV: Tensor, teacher_NV: Tensor, labels: Tensor) -> Tensor:
+        """Return KL(p‖q) of every token."""
+        return kl(teacher_NV.log_softmax(-1), student_NV.log_softmax(-1))
+
+    def divergence_and_grad(
+        self, student_NV: Tensor, teacher_NV: Tensor, labels: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return KL(p‖q) and its weighted gradient, q − p."""
+        log_p, log_q = log_softmax_(teacher_NV), student_NV.log_softmax(-1)
+        loss, slope = kl_and_slope(log_p, log_q, weight)
+        return loss, log_softmax_backward_(slope, log_q)

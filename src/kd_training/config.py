@@ -86,9 +86,11 @@ def loss_weights(cfg: DictConfig) -> Scales:
     """The weight of each part: ``manual_scales`` if enabled, else ``1 - kd_ratio``, ``kd_ratio``.
 
     The intermediate layers' weight is ``loss_scaling.manual_scales.ir`` either way, and 0 where
-    ``layer_mapping`` is ``none``.
+    ``layer_mapping`` is ``none``. With ``dynamic`` it is the shares that the weights start from.
     """
-    scales = cfg.loss_scaling.manual_scales
+    scaling = cfg.loss_scaling
+    dynamic = scaling.enabled and scaling.dynamic is not None
+    scales = scaling.dynamic.shares if dynamic else scaling.manual_scales
     ir = 0.0 if cfg.layer_mapping in (None, "none") else scales.ir
     if cfg.loss_scaling.enabled:
         return Scales(scales.ce, scales.kd, ir)
@@ -119,13 +121,17 @@ def _check_values(cfg: DictConfig) -> None:
         )
     if not 0 <= cfg.kd_ratio <= 1:
         raise ValueError(f"config: kd_ratio is {cfg.kd_ratio}; it must lie between 0 and 1")
-    scales = cfg.loss_scaling.manual_scales
-    for part in scales:
-        if not 0 <= scales[part] < float("inf"):
-            raise ValueError(
-                f"config: loss_scaling.manual_scales.{part} is {scales[part]}; "
-                "it must be a finite number of at least 0"
-            )
+    dynamic = cfg.loss_scaling.dynamic
+    if dynamic is not None and not 0 <= dynamic.ema < 1:
+        raise ValueError(f"config: loss_scaling.dynamic.ema is {dynamic.ema}; use 0 <= ema < 1")
+    for key in ("manual_scales", "dynamic.shares"):
+        scales = OmegaConf.select(cfg.loss_scaling, key) or {}
+        for part in scales:
+            if not 0 <= scales[part] < float("inf"):
+                raise ValueError(
+                    f"config: loss_scaling.{key}.{part} is {scales[part]}; "
+                    "it must be a finite number of at least 0"
+                )
     if needs_teacher(loss_weights(cfg)):
         for key in ("teacher_model", "teacher_checkpointer", "kd_loss"):
             if cfg[key] is None and not (key == "kd_loss" and loss_weights(cfg).kd == 0):

@@ -1,10 +1,10 @@
 """Where a run's numbers go: the terminal, ``logs/metrics.jsonl`` and the configured loggers."""
 
 import json
+import re
 import resource
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, ListConfig
@@ -14,6 +14,7 @@ from tqdm import tqdm
 from kd_training.config import component
 
 METRICS_FILE = Path("logs") / "metrics.jsonl"
+_DETAIL = re.compile(r"\bir/|\bweight/")
 # Their log_config only writes a second copy of config.yaml.
 _LOCAL_LOGGERS = (DiskLogger, StdoutLogger, TensorBoardLogger)
 
@@ -47,8 +48,8 @@ class Metrics:
         self._bar.update(1)
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Record ``values`` everywhere; the terminal leaves out the single pairs of layers."""
-        line = " ".join(f"{k} {_short(v)}" for k, v in values.items() if not k.startswith("ir/"))
+        """Record ``values`` everywhere; the terminal leaves out what there are many of."""
+        line = " ".join(f"{k} {v:.4g}" for k, v in values.items() if not _DETAIL.search(k))
         self.say(f"step {step}/{self._bar.total} | {line}")
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
@@ -73,7 +74,3 @@ def peak_memory_gib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kib / 2**20
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}"

@@ -16,11 +16,23 @@ class Scales:
 
 
 @dataclass
+class DynamicScaling:
+    """Weights that follow the parts' magnitudes, so that each contributes its share."""
+
+    shares: Scales = field(default_factory=Scales)
+    ema: float = 0.99
+
+
+@dataclass
 class LossScaling:
-    """Free weights for the parts; when enabled it replaces ``kd_ratio``."""
+    """Free weights for the parts; when enabled it replaces ``kd_ratio``.
+
+    With ``dynamic`` the weights follow the parts' running magnitudes, else they are fixed.
+    """
 
     enabled: bool = False
     manual_scales: Scales = field(default_factory=Scales)
+    dynamic: DynamicScaling | None = None
 
 
 @dataclass

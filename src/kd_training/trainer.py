@@ -15,9 +15,11 @@ from kd_analysis.plots import plot_losses
 from kd_training import build, output
 from kd_training.config import check_config, component
 from kd_training.data import build_dataset, build_loader, grouped
+from kd_training.describe import describe
 from kd_training.metrics import METRICS_FILE, Metrics, peak_memory_gib
 from kd_training.objective import PARTS, Sums
 from kd_training.placement import Placement
+from kd_training.scaling import DynamicScales
 from kd_training.validation import Validator
 
 
@@ -51,6 +53,8 @@ class Trainer:
             cfg, self.student, self.teacher, placement.device, ignore_index
         )
         self.profiler = build.build_profiler(cfg)
+        dynamic = cfg.loss_scaling.dynamic if cfg.loss_scaling.enabled else None
+        self.scales = dynamic and DynamicScales(self.objective.weights, dynamic.ema)
         self.checkpointer = build.build_checkpointer(cfg, "checkpointer")
         if self.teacher is not None:
             self.teacher_checkpointer = build.build_checkpointer(cfg, "teacher_checkpointer")
@@ -113,7 +117,10 @@ class Trainer:
         self.metrics = Metrics(self.cfg, self.output_dir, self.total_steps)
         if previous is not None:
             self.metrics.say(f"the earlier run in {self.output_dir} is now in {previous}")
-        self._describe()
+        for line in describe(
+            self.cfg, self.student, self.teacher, self.objective.matcher, self.total_steps
+        ):
+            self.metrics.say(line)
         self.profiler.start()
         try:
             for epoch in range(self.cfg.epochs):
@@ -156,6 +163,8 @@ class Trainer:
         counts = self.placement.sum(
             torch.stack([self.objective.counts(batch) for batch in micro_batches]).sum(0)
         )
+        if self.scales is not None:
+            self.objective.weights = self.scales.weights()
         sums = []
         for batch in micro_batches:
             one = self.objective(batch, counts)
@@ -164,10 +173,13 @@ class Trainer:
         values = self.objective.means(sums, counts, self.placement.sum)
         clip = self.cfg.clip_grad_norm
         norm = nn.utils.clip_grad_norm_(self.parameters, math.inf if clip is None else clip)
+        values |= {f"weight/{k}": v for k, v in vars(self.objective.weights).items()}
         values |= {"grad_norm": norm.item(), "lr": self.optimizer.param_groups[0]["lr"]}
         for name, value in values.items():
             if not math.isfinite(value):
                 raise FloatingPointError(f"step {self.global_step + 1}: {name} is {value}")
+        if self.scales is not None:
+            self.scales.update(values)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.scheduler is not None:
@@ -207,28 +219,9 @@ class Trainer:
             "peak_memory_gib": peak_memory_gib(self.placement.device),
         }
 
-    def _describe(self) -> None:
-        total, trainable = build.count_parameters(self.student)
-        lines = [f"student: {len(self.student.layers)} layers, {_count(total)} parameters, "
-                 f"{_count(trainable)} trainable"]  # fmt: skip
-        if self.teacher is not None:
-            size = build.count_parameters(self.teacher)[0]
-            lines.append(f"teacher: {len(self.teacher.layers)} layers, {_count(size)} parameters")
-        if self.objective.matcher is not None:
-            pairs = ", ".join(f"{s}-{t}" for s, t in self.objective.matcher.pairs)
-            lines.append(f"layers matched (student-teacher): {pairs}")
-        lines.append(f"{self.total_steps} steps of {self.cfg.batch_size} x "
-                     f"{self.cfg.gradient_accumulation_steps} samples")  # fmt: skip
-        for line in lines:
-            self.metrics.say(line)
-
 
 def _weights(checkpointer: Any) -> dict[str, Tensor]:
     return checkpointer.load_checkpoint()[training.MODEL_KEY]
-
-
-def _count(number: int) -> str:
-    return f"{number / 1e6:.1f}M"
 
 
 def run(cfg: DictConfig, placement: Placement) -> None:

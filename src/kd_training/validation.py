@@ -24,12 +24,15 @@ class Validator:
         self, objective: Objective, loader: StatefulDataLoader, placement: Placement
     ) -> None:
         self._objective, self._loader, self._placement = objective, loader, placement
+        # Weights that change in training would make one validation's total mean another thing.
+        self._weights = objective.weights
 
     @torch.no_grad()
     def run(self, student: nn.Module) -> dict[str, float]:
         """The weighted total and its parts, with the student in eval mode."""
-        was_training = student.training
+        was_training, weights = student.training, self._objective.weights
         student.eval()
+        self._objective.weights = self._weights
         sums, counts = [], []
         bar: Any = tqdm(self._loader, desc="validate", leave=False, dynamic_ncols=True)
         for batch in bar:
@@ -38,4 +41,6 @@ class Validator:
             sums.append(self._objective(batch, torch.ones_like(counts[-1])))
         student.train(was_training)
         total_counts = self._placement.sum(torch.stack(counts).sum(0))
-        return self._objective.means(sums, total_counts, self._placement.sum)
+        values = self._objective.means(sums, total_counts, self._placement.sum)
+        self._objective.weights = weights
+        return values

@@ -49,6 +49,6 @@ def test_null_on_the_command_line_removes_a_component(tiny_run, tmp_path):
     ],
 )
 def test_refusals_name_the_key(tiny_run, tmp_path, changes, words):
-    with pytest.raises(ValueError, match="^config: .*$") as error:
+    with pytest.raises(ValueError, match=r"^config: .*$") as error:
         check_config(config(tiny_run, tmp_path, **changes))
     assert all(word in str(error.value) for word in words), str(error.value)

@@ -134,14 +134,33 @@ def test_a_second_run_moves_the_first_one_aside(tune_run, config_file, tmp_path)
     assert len((tmp_path / "out" / "logs" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize("strategy", ["none", "last", "[[0,1],[1,-1]]"])
+STRATEGIES = {
+    "forward": {"ir/s0-t2", "ir/s1-t5"},
+    "reverse": {"ir/s0-t5", "ir/s1-t2"},
+    "all_to_one": {"ir/s0-t2", "ir/s1-t2"},
+    "random": {"ir/s0-t5", "ir/s1-t2"},
+    "last": {"ir/s1-t5"},
+    "none": set(),
+    "[[0,1],[1,-1]]": {"ir/s0-t1", "ir/s1-t5"},
+}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_layer_mapping_is_one_override(tune_run, config_file, tmp_path, strategy):
     code, _, err = tune_run("kd_single_device", config_file, f"layer_mapping={strategy}")
     assert code == 0, err
     record = json.loads((tmp_path / "out/logs/metrics.jsonl").read_text().splitlines()[0])
     pairs = {key for key in record if key.startswith("ir/")}
-    expected = {"none": set(), "last": {"ir/s1-t5"}, "[[0,1],[1,-1]]": {"ir/s0-t1", "ir/s1-t5"}}
-    assert pairs == expected[strategy]
+    assert pairs == STRATEGIES[strategy]
+
+
+def test_in_order_random_draws_anew_each_epoch(tune_run, config_file, tmp_path):
+    overrides = ["layer_mapping=in_order_random", "epochs=3", "max_steps_per_epoch=1"]
+    assert tune_run("kd_single_device", config_file, *overrides)[0] == 0
+    lines = (tmp_path / "out/logs/metrics.jsonl").read_text().splitlines()
+    drawn = [{key for key in json.loads(line) if key.startswith("ir/")} for line in lines]
+    assert len(drawn) == 3
+    assert any(one != drawn[0] for one in drawn)
 
 
 def test_full_finetuning_without_an_adapter(tune_run, config_file, tiny_run, tmp_path):
