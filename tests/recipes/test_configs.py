@@ -6,6 +6,7 @@ import pytest
 import tiny
 from omegaconf import OmegaConf
 
+from hf_models import init_student
 from kd_training import OneDevice, Trainer
 from kd_training.config import check_component
 
@@ -13,11 +14,22 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 RUNS = [path for path in CONFIGS if "model" in OmegaConf.load(path)]
 
 
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory):
+    """As deep as the deepest layer that a config names, and of unequal widths."""
+    root = tmp_path_factory.mktemp("stand_ins")
+    teacher = tiny.save_model(root / "teacher", num_hidden_layers=28)
+    narrow = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+    student = root / "student"
+    init_student(teacher, student, num_layers=4, mode="random_init", overrides=narrow)
+    return {"model": student, "teacher_model": teacher}
+
+
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
-def test_a_run_is_built_and_takes_a_step(path, tiny_run, tmp_path):
+def test_a_run_is_built_and_takes_a_step(path, stand_ins, tiny_run, tmp_path):
     cfg = OmegaConf.load(path)
-    for node, who in (("model", "student"), ("teacher_model", "teacher")):
-        cfg[node].checkpoint_dir = str(tiny_run.directories[who])
+    for node, directory in stand_ins.items():
+        cfg[node].checkpoint_dir = str(directory)
     texts = tiny.run_config(tmp_path, "", "", tiny_run.texts)["dataset"]
     cfg.update(output_dir=str(tmp_path / "out"), device="cpu", dtype="fp32", batch_size=2)
     cfg.update(gradient_accumulation_steps=1, max_steps_per_epoch=1, dataset=texts)

@@ -138,7 +138,7 @@ STRATEGIES = {
     "forward": {"ir/s0-t2", "ir/s1-t5"},
     "reverse": {"ir/s0-t5", "ir/s1-t2"},
     "all_to_one": {"ir/s0-t2", "ir/s1-t2"},
-    "random": {"ir/s0-t5", "ir/s1-t2"},
+    "{_component_: layer_mapping.random, seed: 1}": {"ir/s0-t5", "ir/s1-t2"},
     "last": {"ir/s1-t5"},
     "none": set(),
     "[[0,1],[1,-1]]": {"ir/s0-t1", "ir/s1-t5"},
