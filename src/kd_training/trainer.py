@@ -146,6 +146,8 @@ class Trainer:
             self.global_step += 1
             seconds, tokens = time.perf_counter() - start, values.pop("num_tokens")
             values["tokens_per_second"] = tokens / seconds
+            if self.cfg.log_peak_memory_stats:
+                values["peak_memory_gib"] = peak_memory_gib(self.placement.device)
             self.seconds, self.tokens = self.seconds + seconds, self.tokens + tokens
             self.metrics.advance(values)
             if self.global_step % self.cfg.log_every_n_steps == 0:

@@ -25,6 +25,7 @@ def test_a_run_from_any_folder_leaves_what_it_promises(config_file, tmp_path):
     loggers += f"{{_component_: torchtune.training.metric_logging.WandBLogger, dir: {tmp_path}}}]"
     command = [tune, "run", "kd_single_device", "--config", config_file, "epochs=2"]
     command += [f"metric_logger={loggers}", "run_val_every_n_steps=1", *validation(config_file)]
+    command += ["log_peak_memory_stats=true", "profiler.enabled=true"]
     environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     result = subprocess.run(
         command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300
@@ -61,8 +62,8 @@ def check_metrics(logs):
     records = [json.loads(line) for line in (logs / "metrics.jsonl").read_text().splitlines()]
     steps = [r for r in records if "total" in r]
     assert [r["step"] for r in steps] == [1, 2, 3, 4]
-    names = {"ce", "kd", "ir", "grad_norm", "lr", "tokens_per_second", "ir/s0-t2", "ir/s1-t5"}
-    assert names <= set(steps[0])
+    names = {"ce", "kd", "ir", "ir/s0-t2", "ir/s1-t5", "grad_norm", "lr", "tokens_per_second"}
+    assert names | {"peak_memory_gib"} <= set(steps[0])
     for r in steps:
         assert r["total"] == pytest.approx(r["ce"] + r["kd"] + 3 * r["ir"], rel=1e-5)
     val = [r["val/total"] for r in records if "val/total" in r]
