@@ -188,10 +188,7 @@ def _outside_spans(
     offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
 ) -> list[bool]:
     """Per token, whether it shares no character with any span."""
-    mask, previous_end = [], 0
-    for token_start, token_end in offsets:
-        # Some tokenizers trim blanks off the offsets; what no token claims belongs to the next one.
-        start = min(token_start, previous_end)
-        mask.append(not any(start < span[1] and token_end > span[0] for span in spans))
-        previous_end = token_end
-    return mask
+    return [
+        not any(start < span_end and end > span_start for span_start, span_end in spans)
+        for start, end in offsets
+    ]

@@ -108,7 +108,7 @@ class LinearKDLoss(nn.Module):
             labels,
             Objective(self.kd_loss, float(self.ce_weight), float(self.kd_weight)),
             vocab_size,
-            self.chunk_size or chunk_rows(vocab_size, student.head),
+            self.chunk_size or chunk_rows(vocab_size, labels.device),
         )
         # The operands already have autocast's type, and the loss arithmetic must stay in fp32.
         with torch.autocast(labels.device.type, enabled=False):
