@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 TENSORBOARD = "torchtune.training.metric_logging.TensorBoardLogger"
 
@@ -175,3 +176,39 @@ def test_full_finetuning_without_an_adapter(tune_run, config_file, tiny_run, tmp
     after = load_file(tmp_path / "out" / "epoch_0" / "model.safetensors")
     assert before.keys() == after.keys()
     assert all(not torch.equal(before[k], after[k]) for k in before)
+
+
+def test_torchtunes_own_builders_and_checkpointer(tune_run, config_file, tmp_path):
+    directory = tiny.save_model(tmp_path / "qwen2", "qwen2", num_hidden_layers=2)
+    sizes = {
+        "vocab_size": AutoConfig.from_pretrained(directory).vocab_size,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "embed_dim": 32,
+        "intermediate_dim": 48,
+        "max_seq_len": 128,
+        "norm_eps": 1e-6,
+        "rope_base": 10000,
+        "tie_word_embeddings": True,
+    }
+    lora = {"lora_attn_modules": ["q_proj", "v_proj"], "lora_rank": 4, "lora_alpha": 8}
+    config = yaml.safe_load(config_file.read_text())
+    config["model"] = {"_component_": "torchtune.models.qwen2.lora_qwen2", **sizes, **lora}
+    config["teacher_model"] = {"_component_": "torchtune.models.qwen2.qwen2", **sizes}
+    checkpointer = {
+        "_component_": "torchtune.training.FullModelHFCheckpointer",
+        "checkpoint_dir": str(directory),
+        "checkpoint_files": ["model.safetensors"],
+        "model_type": "QWEN2",
+    }
+    config["checkpointer"] = {**checkpointer, "output_dir": str(tmp_path / "out")}
+    config["teacher_checkpointer"] = {**checkpointer, "output_dir": str(tmp_path / "unused")}
+    config_file.write_text(yaml.safe_dump(config))
+    code, _, err = tune_run("kd_single_device", config_file)
+    assert code == 0, err
+    lines = (tmp_path / "out" / "logs" / "metrics.jsonl").read_text().splitlines()
+    first = json.loads(lines[0])
+    assert first["kd"] == pytest.approx(0, abs=1e-5)
+    assert first["ir"] == pytest.approx(0, abs=1e-5)
+    assert list((tmp_path / "out" / "epoch_0").glob("*.safetensors"))
