@@ -8,7 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 TEACHER := models/SmolLM2-135M-Instruct
-STUDENT := models/smollm2-10-layers
+STUDENT := models/smollm2-15-layers
 DATA := data/reference_manual
 RUN := out/quickstart
 EVAL := $(BIN)/lm_eval run --model hf --tasks manual_perplexity,manual_choice \
