@@ -56,9 +56,7 @@ def make_inputs(job: Job) -> Inputs:
     hidden = torch.randn(job.num_tokens, job.student_width, **options)
     head = torch.randn(job.vocab_size, job.student_width, **options) * job.student_width**-0.5 * 2.5
     noise = torch.randn(job.vocab_size, job.teacher_width, **options) * job.teacher_width**-0.5
-    teacher_hidden = torch.cat(
-        [hidden, torch.randn(job.num_tokens, extra, **options)], dim=1
-    )
+    teacher_hidden = torch.cat([hidden, torch.randn(job.num_tokens, extra, **options)], dim=1)
     teacher_head = torch.nn.functional.pad(head, (0, extra)) + NOISE * noise
     labels = torch.randint(job.vocab_size, (job.num_tokens,), device=job.device)
     labels[torch.rand(job.num_tokens, device=job.device) < job.unlabelled] = -100

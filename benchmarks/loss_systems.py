@@ -81,7 +81,9 @@ def trl(loss: KDLoss) -> System:
         student = F.linear(inputs.student_hidden, inputs.student_head)
         with torch.no_grad():
             teacher = F.linear(inputs.teacher_hidden, inputs.teacher_head)
-        jsd = GKDTrainer.generalized_jsd_loss(student[None], teacher[None], inputs.labels[None], beta)
+        jsd = GKDTrainer.generalized_jsd_loss(
+            student[None], teacher[None], inputs.labels[None], beta
+        )
         return F.cross_entropy(student.float(), inputs.labels), jsd
 
     return System(

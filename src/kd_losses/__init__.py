@@ -1,5 +1,6 @@
 """Divergences for knowledge distillation and one memory-bounded pass over all of them."""
 
+from kd_losses.alpha_beta import AlphaBetaLoss
 from kd_losses.base import KDLoss
 from kd_losses.bild import BiLDLoss
 from kd_losses.chunked_output import (
@@ -23,6 +24,7 @@ from kd_losses.topk_kl import TopKKLLoss
 from kd_losses.tv_distance import TVDistanceLoss
 
 __all__ = [
+    "AlphaBetaLoss",
     "BiLDLoss",
     "DKDLoss",
     "DistributionLoss",

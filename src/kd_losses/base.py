@@ -32,6 +32,12 @@ class KDLoss(nn.Module, ABC):
         ValueError: if the temperature is not above 0.
     """
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        # A closed form belongs to the definition next to it, never to one that replaced it.
+        if "per_token" in vars(cls) and "per_token_and_grad" not in vars(cls):
+            cls.per_token_and_grad = KDLoss.per_token_and_grad  # type: ignore[method-assign]
+
     def __init__(self, *, temperature: float = 1.0, ignore_index: int = -100) -> None:
         super().__init__()
         require(temperature > 0, "temperature", temperature, "above 0")

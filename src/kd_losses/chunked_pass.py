@@ -100,24 +100,27 @@ class ChunkedPass:
             # partial sum would lose part of what later chunks add.
             torch.zeros_like(head_VD, dtype=zero.dtype) if head_grad else None,
         )
-        rows = min(self.chunk_size, max((len(s.positions) for s in segments), default=0))
+        chunks = [(s, positions) for s in segments for positions in self._split(s.positions)]
+        rows = max((len(positions) for _, positions in chunks), default=0)
         student_buffer = self.student.new_buffer(rows, self.vocab_size)
         teacher_buffer = head_VD.new_empty(0)
         if self.teacher is not None:
             teacher_buffer = self.teacher.new_buffer(rows, self.vocab_size)
-        for segment in segments:
-            num_chunks = -(-len(segment.positions) // rows)
-            for positions in segment.positions.tensor_split(num_chunks):
-                student_CV = self.student.logits_(positions, student_buffer)
-                teacher_CV = None
-                if segment.with_kd and self.teacher is not None:
-                    teacher_CV = self.teacher.logits_(positions, teacher_buffer)
-                labels = self.labels[positions]
-                self._add_losses_(sums, student_CV, teacher_CV, labels, segment.with_ce)
-                self._add_gradients(sums, student_CV, positions)
+        for segment, positions in chunks:
+            student_CV = self.student.logits_(positions, student_buffer)
+            teacher_CV = None
+            if segment.with_kd and self.teacher is not None:
+                teacher_CV = self.teacher.logits_(positions, teacher_buffer)
+            labels = self.labels[positions]
+            self._add_losses_(sums, student_CV, teacher_CV, labels, segment.with_ce)
+            self._add_gradients(sums, student_CV, positions)
         if sums.head_grad is not None:
             sums.head_grad = sums.head_grad.to(head_VD.dtype)
         return sums
+
+    def _split(self, positions: Tensor) -> tuple[Tensor, ...]:
+        """Split into chunks of nearly equal lengths: a short last one would waste its products."""
+        return positions.tensor_split(-(-len(positions) // self.chunk_size))
 
     def _add_losses_(
         self,

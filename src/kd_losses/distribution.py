@@ -18,6 +18,18 @@ class DistributionLoss(KDLoss):
     takes fewer passes over the vocabulary than autograd.
     """
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "divergence" in vars(cls) and "divergence_and_slope" not in vars(cls):
+            cls.divergence_and_slope = (  # type: ignore[method-assign]
+                DistributionLoss.divergence_and_slope
+            )
+
+    @property
+    def uses_plain_log_probs(self) -> bool:
+        """Whether log p and log q are log-softmaxes of the very logits, as for cross-entropy."""
+        return self.temperature == 1 and type(self).per_token is DistributionLoss.per_token
+
     @abstractmethod
     def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return D(p, q) of every token ``[N]`` from fp32 log-probabilities ``[N, V]``."""

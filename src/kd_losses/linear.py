@@ -96,6 +96,11 @@ class LinearKDLoss(nn.Module):
             teacher = _projection("teacher", teacher_hidden.detach(), teacher_head.detach(), labels)
             vocab_size = shared_vocab_size(vocab_size, teacher_head.shape[0])
         labelled = labels != self.kd_loss.ignore_index
+        if kd_mask is not None and (kd_mask.dtype != torch.bool or kd_mask.shape != labels.shape):
+            raise ValueError(
+                f"kd_mask must be bool and {list(labels.shape)} like labels, "
+                f"got {kd_mask.dtype} and {list(kd_mask.shape)}"
+            )
         _check_labels(labels[labelled], vocab_size)
         nowhere = torch.zeros_like(labelled)
         segments = split_positions(

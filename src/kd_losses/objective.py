@@ -44,7 +44,7 @@ class Objective:
             with_ce
             and teacher_RV is not None
             and isinstance(kd_loss, DistributionLoss)
-            and kd_loss.temperature == 1
+            and kd_loss.uses_plain_log_probs
         ):
             # Both are functions of the same log q, so one softmax and its backward serve both.
             log_p, log_q = log_softmax_(teacher_RV), log_softmax_(student_RV)
@@ -54,7 +54,7 @@ class Objective:
             return ce, loss.sum(), log_softmax_backward_(slope, log_q)
 
         ce = kd = student_RV.new_zeros(())
-        grad = torch.empty(0)
+        grad = student_RV.new_empty(0)
         if with_ce:
             log_q = torch.log_softmax(student_RV, dim=-1)
             ce = _nll(log_q, labels)

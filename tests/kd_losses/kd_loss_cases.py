@@ -97,6 +97,15 @@ def skew_reverse(alpha):
     return value
 
 
+def alpha_beta(alpha, beta):
+    def value(t, s, y, T):
+        p, q, both = softmax(t / T), softmax(s / T), alpha + beta
+        mean = alpha / both * np.sum(p**both) + beta / both * np.sum(q**both)
+        return (mean - np.sum(p**alpha * q**beta)) / (alpha * beta)
+
+    return value
+
+
 def topk_kl(k):
     def value(t, s, y, T):
         ids = np.argsort(t)[-k:]
@@ -156,6 +165,8 @@ CASES = [
     Case("TVDistanceLoss", tv_distance, {}, bound=1.0),
     Case("SkewForwardKLLoss", skew_forward(0.1), {}, bound=log(10)),
     Case("SkewReverseKLLoss", skew_reverse(0.1), {}, bound=log(10)),
+    Case("AlphaBetaLoss", alpha_beta(0.2, 0.7), {}),
+    Case("AlphaBetaLoss", alpha_beta(1.2, 0.5), {"alpha": 1.2, "beta": 0.5}),
     Case("TopKKLLoss", topk_kl(5), {"top_k": 5}),
     Case("BiLDLoss", bild(8), {}),
     Case("DKDLoss", dkd(0.5, 0.5, 2.0), {}, takes_temperature=False),

@@ -52,8 +52,8 @@ def test_value_is_the_papers(
 @every_temperature
 def test_gradient_matches_finite_differences(case: Case, temperature: float) -> None:
     loss = case.make(temperature)
-    student = logits(N, V, seed=1).requires_grad_()
-    teacher, labels = logits(N, V, seed=2), labels_for(N)
+    student = logits(4, 11, seed=1).requires_grad_()
+    teacher, labels = logits(4, 11, seed=2), labels_for(4, 11)
     assert torch.autograd.gradcheck(lambda x: loss(x, teacher, labels), student)
 
 
@@ -125,6 +125,8 @@ def test_a_constant_added_to_the_logits_changes_nothing(case: Case) -> None:
         (kd_losses.SkewReverseKLLoss(alpha=1e-7), 1.0, kd_losses.ReverseKLLoss()),
         (kd_losses.JSDistanceLoss(lambda_weight=1e-7), 1e-7, kd_losses.ReverseKLLoss()),
         (kd_losses.JSDistanceLoss(lambda_weight=1 - 1e-7), 1e-7, kd_losses.ForwardKLLoss()),
+        (kd_losses.AlphaBetaLoss(alpha=1.0, beta=1e-7), 1.0, kd_losses.ForwardKLLoss()),
+        (kd_losses.AlphaBetaLoss(alpha=1e-7, beta=1.0), 1.0, kd_losses.ReverseKLLoss()),
         (kd_losses.TopKKLLoss(top_k=V), 1.0, kd_losses.ForwardKLLoss()),
         (kd_losses.TopKKLLoss(top_k=10 * V), 1.0, kd_losses.ForwardKLLoss()),
     ],
@@ -276,6 +278,8 @@ def test_dkd_without_a_label_splits_at_the_teachers_favourite() -> None:
         ("JSDistanceLoss", {"lambda_weight": 0.0}),
         ("SkewForwardKLLoss", {"alpha": 0.0}),
         ("SkewReverseKLLoss", {"alpha": 1.0}),
+        ("AlphaBetaLoss", {"alpha": 0.0}),
+        ("AlphaBetaLoss", {"beta": -1.0}),
         ("TopKKLLoss", {"top_k": 1}),
         ("BiLDLoss", {"top_k": 2}),
         ("DKDLoss", {"alpha": -1.0}),

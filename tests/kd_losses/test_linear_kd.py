@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_losses import ForwardKLLoss, KDLoss, LinearKDLoss, LinearKDOutput, ReverseKLLoss
+from kd_losses.chunked_pass import Projection
 
 V = 29
 
@@ -289,6 +290,51 @@ def test_bf16_head_gradient_is_summed_in_fp32() -> None:
     torch.testing.assert_close(head.grad[1].item(), expected, rtol=1e-2, atol=0)
 
 
+def emulate_widening_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this device's matrix product return fp32 for bf16 operands, as CUDA's does."""
+    mm = torch.mm
+
+    def widening(a: Tensor, b: Tensor, *, out: Tensor, out_dtype: torch.dtype) -> Tensor:
+        return mm(a.to(out_dtype), b.to(out_dtype), out=out)
+
+    monkeypatch.setattr(torch, "mm", widening)
+    monkeypatch.setattr(Projection, "_widens", lambda self: True)
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param(
+            "cuda",
+            marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+        ),
+        "emulated",
+    ],
+)
+def test_bf16_logits_are_not_rounded_where_products_can_return_fp32(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two models apart by less than what rounding their logits to bf16 would add."""
+    if device == "emulated":
+        emulate_widening_products(monkeypatch)
+        device = "cpu"
+    batch = make_batch(64, dtype=torch.bfloat16, unlabelled=0.0)
+    teacher_hidden = torch.nn.functional.pad(batch.student_hidden.detach(), (0, 2), value=2**-6)
+    teacher_head = torch.cat([batch.student_head.detach(), batch.teacher_head[:, :2]], dim=1)
+    batch = batch._replace(teacher_hidden=teacher_hidden, teacher_head=teacher_head)
+    batch = Batch(*(t.detach().to(device) for t in batch))
+    batch.student_hidden.requires_grad_()
+    batch.student_head.requires_grad_()
+    exact = Batch(*(t.detach().double() for t in batch[:4]), batch.labels)
+    exact.student_hidden.requires_grad_()
+    exact.student_head.requires_grad_()
+    linear = LinearKDLoss(ForwardKLLoss(), 0.0, 0.02, chunk_size=16)
+    output, expected = linear(*batch), on_whole_logits(linear.kd_loss, 0.0, 0.02, exact)
+    torch.testing.assert_close(output.kd.double(), expected.kd, rtol=5e-3, atol=0)
+    for grad, wanted in zip(gradients(output, batch), gradients(expected, exact), strict=True):
+        assert (grad.double() - wanted).norm() < 0.01 * wanted.norm()
+
+
 def test_autocast_projects_in_its_type_and_keeps_the_parameters() -> None:
     batch = make_batch(dtype=torch.float32)
     linear = LinearKDLoss(ForwardKLLoss(), 0.1, 0.1)
@@ -306,8 +352,24 @@ class Brier(KDLoss):
         return (student_logits.softmax(-1) - teacher_logits.softmax(-1)).square().sum(-1)
 
 
-def test_a_users_own_divergence_works() -> None:
-    batch, loss = make_batch(), Brier()
+class Doubled(ForwardKLLoss):
+    """Replaces the value but not the closed-form gradient that came with it."""
+
+    def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        return 2 * super().divergence(log_p, log_q)
+
+
+class WeightedByConfidence(ForwardKLLoss):
+    """Replaces the loss of a token as a whole."""
+
+    def per_token(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
+        confidence = teacher_logits.softmax(-1).amax(-1)
+        return confidence * super().per_token(student_logits, teacher_logits, labels)
+
+
+@pytest.mark.parametrize("make", [Brier, Doubled, WeightedByConfidence])
+def test_a_users_own_divergence_works(make: type[KDLoss]) -> None:
+    batch, loss = make_batch(), make()
     output = LinearKDLoss(loss, 0.4, 0.7, chunk_size=4)(*batch)
     assert_same(output, on_whole_logits(loss, 0.4, 0.7, batch), batch)
 
@@ -327,13 +389,15 @@ def test_backward_runs_once() -> None:
         ({"teacher_hidden": None}, "needs teacher_hidden and teacher_head"),
         ({"teacher_head": torch.zeros(5000, 8)}, f"student vocabulary {V} .* 5000"),
         ({"teacher_hidden": torch.zeros(12, 8)}, r"teacher_hidden must be .*\[12, 8\]"),
+        ({"kd_mask": torch.ones(13)}, "kd_mask must be bool"),
+        ({"kd_mask": torch.ones(12, dtype=torch.bool)}, r"kd_mask must be .*\[13\].*\[12\]"),
         ({"student_hidden": torch.zeros(13, 5)}, r"student_hidden must be .*\[13, 5\]"),
         ({"student_hidden": torch.zeros(1, 13, 6)}, r"student_hidden must be .*\[1, 13, 6\]"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        LinearKDLoss(ForwardKLLoss(), 0.5, 0.5)(*make_batch()._replace(**change))
+        LinearKDLoss(ForwardKLLoss(), 0.5, 0.5)(**make_batch()._asdict() | change)
 
 
 def test_bad_construction_is_refused() -> None:

@@ -1,0 +1,168 @@
+"""Time, memory and error of the loss stage, side by side with the losses of other libraries.
+
+    python benchmarks/losses.py                      # everything this machine can run, about 15 min
+    python benchmarks/losses.py --loss ForwardKLLoss --repeats 3
+
+Every row is a process of its own: forward and backward from hidden states, cross-entropy included.
+Times are compared with the *floor*, the three matrix products that no implementation can avoid,
+timed alternately with the row in the same process. Writes a table and a picture to
+benchmarks/results/. TRL and Liger are measured where they are installed.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from loss_measure import Job, Row
+
+HERE = Path(__file__).parent
+LOSSES = [
+    "ForwardKLLoss",
+    "ReverseKLLoss",
+    "SymmetricKLLoss",
+    "JSDistanceLoss",
+    "TVDistanceLoss",
+    "SkewForwardKLLoss",
+    "SkewReverseKLLoss",
+    "AlphaBetaLoss",
+    "TopKKLLoss",
+    "BiLDLoss",
+    "DKDLoss",
+    "NKDLoss",
+    "NormKDLoss",
+]
+# torchtune weighs both directions alike; TRL and Liger weigh both sides of the JSD alike.
+HALF = {"SymmetricKLLoss": {"lambda_weight": 0.5}, "JSDistanceLoss": {"lambda_weight": 0.5}}
+PEERS = [
+    ("torchtune", ["ForwardKLLoss", "ReverseKLLoss", "SymmetricKLLoss"]),
+    ("TRL", ["ForwardKLLoss", "ReverseKLLoss", "JSDistanceLoss"]),
+]
+
+
+def cpu_jobs(losses: list[str], repeats: int) -> Iterator[tuple[str, list[Job]]]:
+    """Yield titled groups of rows for the CPU."""
+    shape = "1024 tokens, width 576, vocabulary 49152, fp32, CPU"
+    for unlabelled in (0.0, 0.5):
+        jobs = [
+            Job(system, loss, HALF.get(loss, {}), unlabelled=unlabelled, repeats=repeats)
+            for system, names in [("ours", LOSSES), *PEERS]
+            for loss in names
+            if loss in losses
+        ]
+        yield f"{shape}, {unlabelled:.0%} of the labels masked", jobs
+    growing = [
+        Job("ours", "ForwardKLLoss", num_tokens=num_tokens, repeats=1)
+        for num_tokens in (1024, 4096, 16384)
+    ]
+    yield "Growing batch, width 576, vocabulary 49152, fp32, CPU", growing
+
+
+def gpu_jobs(losses: list[str], repeats: int) -> Iterator[tuple[str, list[Job]]]:
+    """Yield titled groups of rows for a GPU."""
+    for width in (1024, 4096):
+        jobs = [
+            Job(
+                system,
+                loss,
+                HALF.get(loss, {}),
+                device="cuda",
+                dtype="bfloat16",
+                num_tokens=8192,
+                student_width=width,
+                teacher_width=4096,
+                vocab_size=151936,
+                repeats=repeats,
+            )
+            for system, names in [("ours", LOSSES), *PEERS, ("Liger", PEERS[1][1])]
+            for loss in names
+            if loss in losses
+        ]
+        yield f"8192 tokens, width {width} from 4096, vocabulary 151936, bf16, GPU", jobs
+
+
+def run(job: Job) -> Row:
+    """Measure one row in a process of its own."""
+    if job.device == "cuda" and not torch.cuda.is_available():
+        return Row(job, reason="no GPU")
+    command = [sys.executable, str(HERE / "loss_measure.py"), json.dumps(asdict(job))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        return Row(job, reason=(done.stderr.strip().splitlines() or ["failed"])[-1][:60])
+    fields = json.loads(done.stdout.splitlines()[-1])
+    return Row(**{**fields, "job": Job(**fields["job"])})
+
+
+def table(rows: list[Row]) -> str:
+    """Return a markdown table; errors are relative to float64."""
+    lines = [
+        "| system | loss | tokens | ms | × floor | peak MB | retained MB | value error "
+        "| gradient error |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        start = f"| {row.job.system} | {row.job.loss} | {row.job.num_tokens} |"
+        if row.reason:
+            lines.append(f"{start} not measured ({row.reason}) | | | | | |")
+            continue
+        value = "other definition" if row.value_error is None else f"{row.value_error:.1e}"
+        lines.append(
+            f"{start} {row.time_s * 1e3:.0f} | {row.time_s / row.floor_s:.2f} "
+            f"| {row.peak_bytes / 1e6:.0f} | {row.retained_bytes / 1e6:.1f} "
+            f"| {value} | {row.gradient_error:.1e} |"
+        )
+    return "\n".join(lines)
+
+
+def picture(title: str, rows: list[Row], path: Path) -> None:
+    """Draw time over the floor and peak memory of every measured row."""
+    names = [f"{row.job.system}: {row.job.loss.removesuffix('Loss')}" for row in rows]
+    colours = ["tab:blue" if row.job.system == "ours" else "tab:gray" for row in rows]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 0.3 * len(rows) + 1.5), sharey=True)
+    left.barh(names, [row.time_s / row.floor_s for row in rows], color=colours)
+    left.axvline(1, color="black", linewidth=1)
+    left.set_xlabel("time / time of the matrix products alone")
+    right.barh(names, [row.peak_bytes / 1e6 for row in rows], color=colours)
+    right.set_xscale("log")
+    right.set_xlabel("added peak memory, MB")
+    left.invert_yaxis()
+    figure.suptitle(title, fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--loss", action="append", choices=LOSSES, help="only these losses")
+    parser.add_argument(
+        "--repeats", type=int, default=5, help="timed runs per row; the best counts"
+    )
+    parser.add_argument("--output", type=Path, default=HERE / "results")
+    args = parser.parse_args()
+    losses = args.loss or LOSSES
+    args.output.mkdir(parents=True, exist_ok=True)
+    sections = [f"# Loss stage\n\ntorch {torch.__version__}, {torch.get_num_threads()} threads\n"]
+    groups = [*cpu_jobs(losses, args.repeats), *gpu_jobs(losses, args.repeats)]
+    for number, (title, jobs) in enumerate(groups):
+        rows = []
+        for job in jobs:
+            rows.append(run(job))
+            print(table(rows[-1:]).splitlines()[-1], flush=True)
+        sections.append(f"## {title}\n\n{table(rows)}\n")
+        (args.output / "losses.md").write_text("\n".join(sections))
+        measured = [row for row in rows if not row.reason]
+        if number == 0 and measured:
+            picture(title, measured, args.output / "losses.png")
+    print(f"wrote {args.output / 'losses.md'}")
+
+
+if __name__ == "__main__":
+    main()
