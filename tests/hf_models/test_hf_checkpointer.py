@@ -1,5 +1,6 @@
 """Directories read and written: against transformers and peft, and with damaged files."""
 
+import contextlib
 import json
 import resource
 import signal
@@ -248,36 +249,39 @@ def test_recipe_state_is_refused(tmp_path, argument):
         HFCheckpointer(tmp_path, **{argument: True})
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk():
-    """No file may grow beyond 10 kB, which the weights do."""
+    """No file may grow beyond 10 kB, which the weights do.
+
+    Held around one call only: pytest's own output may be a file, and a longer one.
+    """
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_failed_save_leaves_nothing(make_hf, tmp_path, request):
+def test_a_failed_save_leaves_nothing(make_hf, tmp_path):
     directory, _ = make_hf("llama")
     state = HFCheckpointer(directory).load_checkpoint()
     checkpointer = HFCheckpointer(directory, output_dir=tmp_path / "out")
-    request.getfixturevalue("full_disk")
-    with pytest.raises(OSError, match="could not be written"):
+    with full_disk(), pytest.raises(OSError, match="could not be written"):
         checkpointer.save_checkpoint(state, epoch=0)
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_failed_save_keeps_the_old_directory(make_hf, tmp_path, request):
+def test_a_failed_save_keeps_the_old_directory(make_hf, tmp_path):
     directory, _ = make_hf("llama")
     state = HFCheckpointer(directory).load_checkpoint()
     checkpointer = HFCheckpointer(directory, output_dir=tmp_path / "out")
     checkpointer.save_checkpoint(state, epoch=0)
     before = (tmp_path / "out/epoch_0/model.safetensors").read_bytes()
     state[MODEL_KEY]["norm.scale"] = state[MODEL_KEY]["norm.scale"] + 1
-    request.getfixturevalue("full_disk")
-    with pytest.raises(OSError, match="could not be written"):
+    with full_disk(), pytest.raises(OSError, match="could not be written"):
         checkpointer.save_checkpoint(state, epoch=0)
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["epoch_0"]
     assert (tmp_path / "out/epoch_0/model.safetensors").read_bytes() == before
