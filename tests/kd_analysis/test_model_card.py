@@ -1,0 +1,93 @@
+"""The card of an exported student, read back by huggingface_hub."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from omegaconf import OmegaConf
+from tiny import run_config
+
+from kd_analysis.model_card import write_model_card
+
+METRICS = {
+    "steps": 80, "label_tokens": 35472.0, "total": 12.5, "ce": 7.25, "kd": 4.125, "ir": 0.375,
+    "weight/ce": 1.0, "weight/kd": 1.0, "weight/ir": 3.0, "val/total": 9.5, "val/ce": 5.0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def cfg():
+    config = run_config(Path(), "models/big-teacher", "models/small-student", "data/train.jsonl")
+    return OmegaConf.create(config | {"output_dir": "out/run", "layer_mapping": "reverse"})
+
+
+def written(directory, cfg, *args):
+    path = write_model_card(directory, cfg, *args)
+    assert path == directory / "README.md"
+    return ModelCard.load(path)
+
+
+def config_block(card):
+    return yaml.safe_load(re.search(r"```yaml\n(.*?)```", card.text, re.DOTALL)[1])
+
+
+def test_front_matter_and_facts(cfg, tmp_path):
+    folder = tmp_path / "epoch_0"
+    folder.mkdir()
+    card = written(folder, cfg, METRICS, [(0, 5), (1, 2)])
+    assert card.data.base_model == "small-student"
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "text-generation"
+    assert "knowledge-distillation" in card.data.tags
+    for fact in (
+        "`small-student`, distilled from the frozen teacher `big-teacher`",
+        "LoRA of rank 4, merged",
+        "80 steps",
+        "35,472 tokens",
+        "| labels | `cross-entropy` | 1 | 7.25 | 5 |",
+        "| teacher's distribution, labels | `kd_losses.ForwardKLLoss()` | 1 | 4.125 |  |",
+        "| teacher's layers, labels | `layer_mapping.CosineLoss()` | 3 | 0.375 |  |",
+        "| weighted total |  |  | 12.5 | 9.5 |",
+        "`reverse`, student-teacher: 0-5, 1-2.",
+        "`torchtune.datasets.text_completion_dataset(source=json, data_files=data/train.jsonl",
+        'from_pretrained("out/run/epoch_0")',
+        "--model_args pretrained=out/run/epoch_0 ",
+        "vllm serve out/run/epoch_0",
+        "hf upload your-name/run out/run/epoch_0",
+    ):
+        assert fact in card.text
+    assert config_block(card) == OmegaConf.to_container(cfg)
+    assert str(tmp_path) not in card.content
+
+
+def test_environment_and_secrets_stay_out(cfg, tmp_path, monkeypatch):
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    cfg.output_dir = "${oc.env:SCRATCH}/run"
+    cfg.teacher_checkpointer.checkpoint_dir = "${oc.env:SCRATCH}/big-teacher"
+    cfg.dataset.token = "hf_abc"
+    card = written(tmp_path, cfg, METRICS)
+    assert "/scratch/me" not in card.content
+    assert "hf_abc" not in card.content
+    assert "frozen teacher `big-teacher`" in card.text
+    assert config_block(card)["dataset"]["token"] == "removed"
+    assert cfg.dataset.token == "hf_abc"
+
+
+def test_no_teacher_and_no_layers(cfg, tmp_path):
+    alone = {"total": 7.0, "ce": 7.0, "weight/ce": 1.0, "weight/kd": 0.0, "weight/ir": 0.0}
+    card = written(tmp_path, cfg, alone)
+    assert "`small-student`, tuned on labels alone" in card.text
+    assert "ForwardKLLoss()" not in card.text
+    assert "## Layers" not in card.text
+
+
+def test_without_numbers_the_objective_is_named(cfg, tmp_path):
+    cfg.model = {"_component_": "hf_models.decoder", "checkpoint_dir": "models/small-student"}
+    cfg.layer_mapping = [[0, 1]]
+    cfg.kd_loss = {"_component_": "kd_losses.JSDistanceLoss", "lambda_weight": 0.5}
+    card = written(tmp_path, cfg, {}, [(0, 1)])
+    assert "`kd_losses.JSDistanceLoss(lambda_weight=0.5)`" in card.text
+    assert "all weights" in card.text
+    assert "`0-1`, student-teacher: 0-1." in card.text
