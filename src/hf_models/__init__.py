@@ -8,6 +8,7 @@ from hf_models.export import save_pretrained
 from hf_models.init_student import init_student
 from hf_models.loading import load_weights
 from hf_models.lora import head_weight, merged_state_dict
+from hf_models.quantization import quantize
 from hf_models.tokenizer import HFTokenizer, tokenizer
 from hf_models.vocabulary import vocabulary_mismatch
 
@@ -21,6 +22,7 @@ __all__ = [
     "load_weights",
     "lora_decoder",
     "merged_state_dict",
+    "quantize",
     "read_config",
     "save_pretrained",
     "tokenizer",

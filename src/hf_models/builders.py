@@ -20,6 +20,7 @@ from transformers import PreTrainedConfig
 
 from hf_models.attention import QKNormAttention
 from hf_models.config import head_dim, read_config
+from hf_models.quantization import nf4_linear
 from hf_models.rope import RotaryEmbedding
 
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "output_proj")
@@ -61,6 +62,7 @@ def lora_decoder(
     lora_rank: int = 8,
     lora_alpha: float = 16,
     lora_dropout: float = 0.0,
+    quantize_base: bool = False,
     max_seq_len: int | None = None,
     attn_dropout: float = 0.0,
     output_hidden_states: bool | Sequence[int] | None = None,
@@ -75,6 +77,8 @@ def lora_decoder(
         lora_rank: Rank of the update.
         lora_alpha: The update is scaled by ``lora_alpha / lora_rank``.
         lora_dropout: Dropout on the update's input in training.
+        quantize_base: Whether the frozen weights of the linear layers inside the decoder layers
+            are kept in NF4, as in QLoRA (https://arxiv.org/abs/2305.14314).
         max_seq_len: Longest sequence; by default the config's ``max_position_embeddings``.
         attn_dropout: Dropout on the attention weights in training.
         output_hidden_states: Accepted and ignored.
@@ -102,10 +106,14 @@ def lora_decoder(
     if not places:
         raise ValueError("lora_decoder: no module gets LoRA; name some in lora_attn_modules")
 
+    lora = {"rank": lora_rank, "alpha": lora_alpha, "dropout": lora_dropout}
+
     def make_linear(name: str, in_dim: int, out_dim: int, bias: bool) -> nn.Module:
-        if name not in places:
-            return plain_linear(name, in_dim, out_dim, bias)
-        return LoRALinear(in_dim, out_dim, lora_rank, lora_alpha, lora_dropout, use_bias=bias)
+        if quantize_base and name != "output":
+            return nf4_linear(in_dim, out_dim, bias, lora if name in places else None)
+        if name in places:
+            return LoRALinear(in_dim, out_dim, use_bias=bias, **lora)
+        return plain_linear(name, in_dim, out_dim, bias)
 
     return build_decoder(config, make_linear, max_seq_len, attn_dropout)
 

@@ -8,6 +8,8 @@ from torch import nn
 from torchtune.modules import TiedLinear, TransformerDecoder
 from torchtune.modules.peft import LoRALinear
 
+from hf_models.quantization import dequantized
+
 
 def head_weight(model: TransformerDecoder) -> torch.Tensor:
     """The output weight ``[V, D]``, tied or not; with LoRA ``W + (alpha / rank)·B·A``.
@@ -37,6 +39,7 @@ def merged_state_dict(
     """The model's weights with LoRA merged into them, and LoRA by itself; all on the CPU.
 
     The live model is not changed; weights without LoRA are shared with it if it is on the CPU.
+    Weights in NF4 come out as the plain values that the live model computes with.
 
     Args:
         model: A decoder with or without torchtune's LoRA layers.
@@ -49,11 +52,12 @@ def merged_state_dict(
     state = {name: tensor.detach() for name, tensor in (state_dict or model.state_dict()).items()}
     layers = {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
     if not layers:
-        return {name: tensor.cpu() for name, tensor in state.items()}, None, None
+        return {name: dequantized(tensor).cpu() for name, tensor in state.items()}, None, None
     layer = next(iter(layers.values()))
     adapter = {name: tensor.cpu() for name, tensor in state.items() if _is_lora(name)}
     merged = {name: tensor for name, tensor in state.items() if not _is_lora(name)}
     for name, weight in merged.items():
+        weight = dequantized(weight)
         prefix = name.removesuffix("weight")
         lora_a = state.get(f"{prefix}lora_a.weight")
         if lora_a is not None:

@@ -4,7 +4,7 @@
 ``https://huggingface.co/<name>/blob/main/config.json``, and its number of parameters, a tied head
 counted once. That number is the total of the page's safetensors files, less the copy of the tied
 head that three of them hold (Qwen3-0.6B 751,632,384, Qwen3-1.7B 2,031,739,904 and Qwen1.5-0.5B
-619,570,176 with it). keras-hub gives the same numbers for Qwen3 and Qwen2.5 in
+619,570,176 with it). keras-hub gives the same for Qwen3 and for Qwen2.5-0.5B, -3B, -32B and -72B:
 https://github.com/keras-team/keras-hub/blob/master/keras_hub/src/models/qwen3/qwen3_presets.py and
 https://github.com/keras-team/keras-hub/blob/master/keras_hub/src/models/qwen/qwen_presets.py.
 """
