@@ -1,6 +1,8 @@
 """Datasets and collation: a sample is ``tokens`` and unshifted ``labels``, as in torchtune."""
 
 from kd_data.collate import collate
+from kd_data.lm_eval_task import lm_eval_task
+from kd_data.mixture import mixture
 from kd_data.prompt_completion import prompt_completion_dataset
 
-__all__ = ["collate", "prompt_completion_dataset"]
+__all__ = ["collate", "lm_eval_task", "mixture", "prompt_completion_dataset"]

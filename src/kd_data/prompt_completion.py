@@ -1,14 +1,18 @@
 """Prompts and completions from local JSON files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from datasets import Dataset as Table
 from datasets import Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import Dataset
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
+from torchtune.datasets import PackedDataset
 from torchtune.modules.transforms.tokenizers import ModelTokenizer
+
+from kd_data.packing import pack
 
 
 def prompt_completion_dataset(
@@ -18,7 +22,8 @@ def prompt_completion_dataset(
     completion_column: str = "completion",
     train_on_prompt: bool = False,
     split: str = "train",
-) -> "PromptCompletionDataset":
+    packed: bool = False,
+) -> "PromptCompletionDataset | PackedDataset":
     """Prompt and completion joined as they stand, without a chat template, as lm_eval scores them.
 
     A space between the two belongs to the data, best at the beginning of the completion.
@@ -30,19 +35,30 @@ def prompt_completion_dataset(
         completion_column: Column of the completion.
         train_on_prompt: Whether the prompt's tokens are labels too.
         split: ``train``, or a part of it such as ``train[:10%]``.
+        packed: Several samples to a row of ``tokenizer.max_seq_len`` tokens.
 
     Returns:
         Dataset of ``{"tokens": [...], "labels": [...]}``, labels unshifted.
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is no JSON, a column is missing or not text, or there are no rows.
+        ValueError: If a file is no JSON, a column is missing or not text, there are no rows, or
+            ``packed`` lacks a ``max_seq_len``.
     """
     files = [data_files] if isinstance(data_files, str | Path) else list(data_files)
     table = _read_texts(files, split, (prompt_column, completion_column))
-    return PromptCompletionDataset(
+    dataset = PromptCompletionDataset(
         tokenizer, table, prompt_column, completion_column, train_on_prompt
     )
+    return pack(dataset, tokenizer) if packed else dataset
+
+
+class Rows(Protocol):
+    """What has numbered rows of named texts: a table, or something that makes them on demand."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Mapping[str, str]: ...
 
 
 class PromptCompletionDataset(Dataset):
@@ -51,15 +67,17 @@ class PromptCompletionDataset(Dataset):
     def __init__(
         self,
         tokenizer: ModelTokenizer,
-        table: Table,
+        table: Rows,
         prompt_column: str,
         completion_column: str,
         train_on_prompt: bool,
+        add_eos: bool = True,
     ) -> None:
         self._tokenizer = tokenizer
         self._table = table
         self._columns = (prompt_column, completion_column)
         self._train_on_prompt = train_on_prompt
+        self._add_eos = add_eos
 
     def __len__(self) -> int:
         return len(self._table)
@@ -69,7 +87,7 @@ class PromptCompletionDataset(Dataset):
         prompt, completion = (row[column] for column in self._columns)
         # One pass over the whole text, so that the boundary is tokenised as in running text. A
         # space at the prompt's end is part of the completion's first token.
-        tokens = self._tokenizer.encode(prompt + completion, add_bos=True, add_eos=True)
+        tokens = self._tokenizer.encode(prompt + completion, add_bos=True, add_eos=self._add_eos)
         prompt_tokens = self._tokenizer.encode(prompt.rstrip(), add_bos=True, add_eos=False)
         labels = list(tokens)
         if not self._train_on_prompt:
