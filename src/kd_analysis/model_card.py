@@ -3,14 +3,15 @@
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from kd_analysis.wording import component_text, mapping_text
+from kd_analysis.eval_results import markdown_table
+from kd_analysis.wording import component_text, mapping_text, model_directory
 
 _SECRET = re.compile(r"(.*_)?(token|api_key|password|secret)")
 
@@ -42,7 +43,8 @@ def write_model_card(
     """
     directory = Path(directory)
     cfg = OmegaConf.create(_public(OmegaConf.to_container(cfg, resolve=False)))
-    base, teacher = _directory_name(cfg, ""), _directory_name(cfg, "teacher_")
+    directories = model_directory(cfg), model_directory(cfg, "teacher_")
+    base, teacher = (path and Path(path).name for path in directories)
     if all(metrics.get(f"weight/{part}") == 0 for part in ("kd", "ir")):
         teacher = None  # it was not even loaded
     data = ModelCardData(
@@ -65,14 +67,6 @@ def write_model_card(
     path = directory / "README.md"
     card.save(path)
     return path
-
-
-def _directory_name(cfg: DictConfig, prefix: str) -> str | None:
-    for key in (f"{prefix}checkpointer", f"{prefix}model"):
-        directory = OmegaConf.select(cfg, f"{key}.checkpoint_dir")
-        if directory is not None:
-            return Path(directory).name
-    return None
 
 
 def _summary(
@@ -133,7 +127,8 @@ def _objective(cfg: DictConfig, metrics: Mapping[str, float]) -> str:
         if part in metrics or ("total" not in metrics and node is not None)
     ]
     total = ("weighted total", "", "", *_numbers("total", metrics)[1:])
-    table = _table(("compared with", "loss", "weight", "training", "validation"), [*rows, total])
+    head = ("compared with", "loss", "weight", "training", "validation")
+    table = markdown_table(head, [*rows, total], texts=2)
     return f"## Objective\n\n{table}\n\nMeans per position, at the last logged step."
 
 
@@ -142,11 +137,6 @@ def _numbers(part: str, metrics: Mapping[str, float]) -> tuple[str, str, str]:
     keys = (f"weight/{weight}", part, f"val/{part}")
     weight, training, validation = (f"{metrics[k]:.4g}" if k in metrics else "" for k in keys)
     return weight, training, validation
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _layers(cfg: DictConfig, pairs: Sequence[tuple[int, int]] | None) -> str:

@@ -7,47 +7,24 @@ python -m kd_analysis.report --run out/quickstart teacher=out/eval/teacher \
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
+from kd_analysis.eval_results import markdown_table, newest_results, scores
 from kd_training import run_main
 
 
-def newest_results(folder: Path) -> dict[str, dict[str, Any]]:
-    """lm_eval's newest results below ``folder``: task -> metric -> value.
+def results_table(folders: dict[str, Path]) -> str:
+    """A markdown table: a row for each model, a column for each task's metric.
 
     Raises:
-        FileNotFoundError: If lm_eval wrote none there.
+        FileNotFoundError: If a folder has no results of lm_eval.
     """
-    files = sorted(folder.rglob("results_*.json"), key=lambda path: path.stat().st_mtime)
-    if not files:
-        raise FileNotFoundError(f"{folder}: no lm_eval results; run lm_eval with --output_path")
-    return json.loads(files[-1].read_text(encoding="utf-8"))["results"]
-
-
-def results_table(folders: dict[str, Path]) -> str:
-    """A markdown table: a row for each model, a column for each task's metric."""
-    rows = {name: _metrics(newest_results(folder)) for name, folder in folders.items()}
+    rows = {
+        name: {f"{score.task} {score.metric}": score.text() for score in scores(report)}
+        for name, report in ((n, newest_results(folder)) for n, folder in folders.items())
+    }
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    lines = ["| model | " + " | ".join(columns) + " |", "|---|" + "---:|" * len(columns)]
-    for name, row in rows.items():
-        lines.append(f"| {name} | " + " | ".join(row.get(c, "") for c in columns) + " |")
-    return "\n".join(lines)
-
-
-def _metrics(results: dict[str, dict[str, Any]]) -> dict[str, str]:
-    """``task metric`` -> value with its standard error, as far as lm_eval gives one."""
-    cells = {}
-    for task, metrics in results.items():
-        for key, value in metrics.items():
-            metric, _, rest = key.partition(",")
-            if not isinstance(value, int | float) or not rest or metric.endswith("_stderr"):
-                continue
-            error = metrics.get(f"{metric}_stderr,{rest}")
-            cell = f"{value:,.3f}" if abs(value) < 1e4 else f"{value:.2e}"
-            cells[f"{task} {metric}"] = cell + (
-                f" ± {error:.3f}" if isinstance(error, int | float) else ""
-            )
-    return cells
+    cells = ([name, *(row.get(c, "") for c in columns)] for name, row in rows.items())
+    return markdown_table(["model", *columns], cells)
 
 
 def _folder(argument: str) -> tuple[str, Path]:

@@ -1,8 +1,8 @@
-"""A config's nodes in a few words, for cards and tables."""
+"""What a run's config says, in a few words, for cards and tables."""
 
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 
 def component_text(node: Any) -> str:
@@ -26,6 +26,15 @@ def mapping_text(node: Any) -> str:
     if isinstance(plain, list):
         return ", ".join("-".join(map(str, pair)) for pair in plain) or "none"
     return str(plain or "none")
+
+
+def model_directory(cfg: DictConfig, prefix: str = "") -> str | None:
+    """The student's directory, or with the prefix ``teacher_`` the teacher's; None without one."""
+    for key in (f"{prefix}checkpointer", f"{prefix}model"):
+        directory = OmegaConf.select(cfg, f"{key}.checkpoint_dir")
+        if directory is not None:
+            return str(directory)
+    return None
 
 
 def _plain(node: Any) -> Any:
