@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import accumulate
 
 import torch
-from loss_systems import SYSTEMS, Inputs, System
+from loss_systems import SYSTEMS, Inputs, System, ours
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -33,6 +33,7 @@ class Job:
     teacher_width: int = 576
     vocab_size: int = 49152
     unlabelled: float = 0.0
+    chunk_size: int | None = None  # ours only; None: its own choice
     repeats: int = 5
 
 
@@ -140,6 +141,8 @@ def measure(job: Job) -> Row:
     loss = getattr(kd_losses, job.loss)(**job.parameters)
     try:
         system = SYSTEMS[job.system](loss)
+        if job.chunk_size:
+            system = ours(loss, job.chunk_size)
     except ImportError:
         return Row(job, reason="not installed")
     inputs = make_inputs(job)

@@ -33,8 +33,8 @@ class System(NamedTuple):
     divergence: Callable[[Inputs], Tensor] | None  # None: its value is defined differently
 
 
-def ours(loss: KDLoss) -> System:
-    linear = kd_losses.LinearKDLoss(loss, 1.0, 1.0)
+def ours(loss: KDLoss, chunk_size: int | None = None) -> System:
+    linear = kd_losses.LinearKDLoss(loss, 1.0, 1.0, chunk_size)
 
     def total(inputs: Inputs) -> Tensor:
         linear.ce_weight = linear.kd_weight = 1 / _num_labels(inputs)

@@ -64,6 +64,11 @@ def cpu_jobs(losses: list[str], repeats: int) -> Iterator[tuple[str, list[Job]]]
         for num_tokens in (1024, 4096, 16384)
     ]
     yield "Growing batch, width 576, vocabulary 49152, fp32, CPU", growing
+    chunks = [
+        Job("ours", "ForwardKLLoss", chunk_size=chunk_size, repeats=repeats)
+        for chunk_size in (64, 128, 256, 512, 1024)
+    ]
+    yield f"Memory for speed: chunk_size, {shape}", chunks
 
 
 def gpu_jobs(losses: list[str], repeats: int) -> Iterator[tuple[str, list[Job]]]:
@@ -104,12 +109,13 @@ def run(job: Job) -> Row:
 def table(rows: list[Row]) -> str:
     """Return a markdown table; errors are relative to float64."""
     lines = [
-        "| system | loss | tokens | ms | × floor | peak MB | retained MB | value error "
+        "| system | loss | tokens | chunk | ms | × floor | peak MB | retained MB | value error "
         "| gradient error |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
-        start = f"| {row.job.system} | {row.job.loss} | {row.job.num_tokens} |"
+        chunk = row.job.chunk_size or ("auto" if row.job.system == "ours" else "")
+        start = f"| {row.job.system} | {row.job.loss} | {row.job.num_tokens} | {chunk} |"
         if row.reason:
             lines.append(f"{start} not measured ({row.reason}) | | | | | |")
             continue
@@ -143,7 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--loss", action="append", choices=LOSSES, help="only these losses")
     parser.add_argument(
-        "--repeats", type=int, default=5, help="timed runs per row; the best counts"
+        "--repeats", type=int, default=9, help="timed runs per row; the best counts"
     )
     parser.add_argument("--output", type=Path, default=HERE / "results")
     args = parser.parse_args()

@@ -1,5 +1,6 @@
 """Directories that are complete or absent."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,22 @@ _COMPANIONS = (
 )
 
 
+def partial_path(target: str | Path) -> Path:
+    """Where `atomic_directory` builds ``target``."""
+    target = Path(target).absolute()
+    return target.with_name(f".{target.name}.partial")
+
+
+def flush_to_disk(directory: Path) -> None:
+    """Make sure that the files of a directory, and their names, survive a loss of power."""
+    for path in (*directory.rglob("*"), directory):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
 @contextmanager
 def atomic_directory(target: str | Path) -> Iterator[Path]:
     """A temporary sibling of ``target`` to write into, which takes its place at the end.
@@ -28,7 +45,7 @@ def atomic_directory(target: str | Path) -> Iterator[Path]:
     one is complete. What a killed process left behind is removed by the next call.
     """
     target = Path(target).absolute()
-    temporary = target.with_name(f".{target.name}.partial")
+    temporary = partial_path(target)
     previous = target.with_name(f".{target.name}.previous")
     if previous.exists() and not target.exists():
         previous.rename(target)
@@ -37,6 +54,7 @@ def atomic_directory(target: str | Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        flush_to_disk(temporary)
         if target.exists():
             target.rename(previous)
         temporary.rename(target)

@@ -1,10 +1,11 @@
 """Filling a decoder that was built on the meta device."""
 
+import math
 from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torchtune.modules.peft import LoRALinear, get_adapter_state_dict
+from torchtune.modules.peft import get_adapter_state_dict
 from torchtune.training import validate_no_params_on_meta_device
 
 
@@ -28,23 +29,44 @@ def load_weights(
     Raises:
         ValueError: If a weight is missing, unexpected or of the wrong shape.
     """
+    complete = complete_state(model, state_dict, dtype)
+    model.load_state_dict({k: v.to(device) for k, v in complete.items()}, assign=True)
+    compute_rope(model, device)
+    validate_no_params_on_meta_device(model)
+
+
+def complete_state(
+    model: nn.Module, state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """The checked weights of ``state_dict`` in ``dtype`` and freshly drawn LoRA matrices.
+
+    Raises:
+        ValueError: If a weight is missing, unexpected or of the wrong shape.
+    """
     # By the names of the state dict: those of the modules may have a checkpointing wrapper in them.
     state = model.state_dict()
     adapter = get_adapter_state_dict(state, device=None)
-    expected = {name: p.shape for name, p in state.items() if name not in adapter}
-    _check(expected, state_dict)
-    weights = {name: tensor.to(device, dtype) for name, tensor in state_dict.items()}
-    model.load_state_dict(weights, strict=False, assign=True)
+    _check({name: p.shape for name, p in state.items() if name not in adapter}, state_dict)
+    drawn = {name: _draw(name, tensor.shape, dtype) for name, tensor in adapter.items()}
+    return {name: tensor.to(dtype=dtype) for name, tensor in state_dict.items()} | drawn
+
+
+def compute_rope(model: nn.Module, device: torch.device | str) -> None:
+    """Fill the rotary caches, which are in no state dict."""
     for module in model.modules():
-        if isinstance(module, LoRALinear):
-            module.to_empty(device=device)
-            module.to(dtype)
-            module.initialize_parameters()
         rope_init = getattr(module, "rope_init", None)
         if callable(rope_init):
             with torch.device(device):
                 rope_init()
-    validate_no_params_on_meta_device(model)
+
+
+def _draw(name: str, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    """LoRA's usual start: A as torch initialises a linear layer, B at 0."""
+    if name.endswith("lora_b.weight"):
+        return torch.zeros(shape, dtype=dtype)
+    if not name.endswith("lora_a.weight"):
+        raise ValueError(f"{name}: of the adapters only LoRA is supported")
+    return nn.init.kaiming_uniform_(torch.empty(shape, dtype=dtype), a=math.sqrt(5))
 
 
 def _check(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Tensor]) -> None:

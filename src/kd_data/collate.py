@@ -16,7 +16,8 @@ def collate(
 
     Args:
         samples: torchtune samples: ``tokens`` and unshifted ``labels``, lists or tensors of one
-            length. Those of a ``PackedDataset`` also have ``input_pos`` and ``seq_lens``.
+            length. Those of a ``PackedDataset`` also have ``input_pos`` and ``seq_lens``. A true
+            ``blank`` marks a sample that only fills up a batch and counts nowhere.
         pad_id: Token to pad with. It may be a real token too, as end-of-sequence often is.
         ignore_index: Label of positions without a target.
 
@@ -46,9 +47,13 @@ def collate(
         "labels": pad_sequence(targets, batch_first=True, padding_value=ignore_index),
     }
     if "seq_lens" in samples[0]:
-        return _separate_documents(batch, samples, ignore_index)
-    lengths = torch.tensor([len(token) for token in tokens])
-    batch["valid"] = torch.arange(batch["tokens"].shape[1]) < lengths[:, None]
+        batch = _separate_documents(batch, samples, ignore_index)
+    else:
+        lengths = torch.tensor([len(token) for token in tokens])
+        batch["valid"] = torch.arange(batch["tokens"].shape[1]) < lengths[:, None]
+    blank = torch.tensor([bool(sample.get("blank")) for sample in samples])
+    batch["valid"] &= ~blank[:, None]
+    batch["labels"].masked_fill_(blank[:, None], ignore_index)
     return batch
 
 

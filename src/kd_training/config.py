@@ -22,10 +22,12 @@ _CHOICES = {
     "token_scope.kd": ("labels", "all"),
     "token_scope.ir": ("labels", "all"),
     "layer_projection.mode": ("auto", "always", "never"),
+    "teacher_sharding": ("full", "none"),
 }
 _AT_LEAST_ONE = ("batch_size", "batch_size_val", "epochs", "max_steps_per_epoch",
                  "gradient_accumulation_steps", "log_every_n_steps",
-                 "run_val_every_n_steps")  # fmt: skip
+                 "run_val_every_n_steps", "save_every_n_steps", "keep_last_n",
+                 "data_parallel_replicate_dim")  # fmt: skip
 
 
 def check_config(cfg: DictConfig) -> DictConfig:
@@ -115,9 +117,9 @@ def _check_values(cfg: DictConfig) -> None:
             raise ValueError(f"config: {key} is {cfg[key]}; it must be at least 1")
     if cfg.clip_grad_norm is not None and not cfg.clip_grad_norm > 0:
         raise ValueError(f"config: clip_grad_norm is {cfg.clip_grad_norm}; it must be above 0")
-    if cfg.resume_from_checkpoint:
+    if cfg.skip_nonfinite_steps < 0:
         raise ValueError(
-            "config: resume_from_checkpoint is true, but resuming is not supported yet"
+            f"config: skip_nonfinite_steps is {cfg.skip_nonfinite_steps}; it must be at least 0"
         )
     if not 0 <= cfg.kd_ratio <= 1:
         raise ValueError(f"config: kd_ratio is {cfg.kd_ratio}; it must lie between 0 and 1")

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, ListConfig
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 from torchtune.datasets import ConcatDataset
@@ -22,6 +23,71 @@ from kd_training.placement import Placement
 warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
 
 _LOOK_FOR_LABELS_IN = 1000
+
+
+@dataclass
+class Data:
+    """A run's batches.
+
+    Attributes:
+        loader: Micro-batches to train on.
+        val_loader: Micro-batches to validate on; None without validation.
+        num_samples: Samples of the training dataset.
+        steps_per_epoch: Optimizer steps of one epoch.
+        samples_per_step: Samples that a rank trains on in a step.
+        global_batch: Samples that all ranks train on in a step.
+    """
+
+    loader: StatefulDataLoader
+    val_loader: DataLoader | None
+    num_samples: int
+    steps_per_epoch: int
+    samples_per_step: int
+    global_batch: int
+
+    def facts(self) -> dict[str, int]:
+        """What must be the same when a run goes on, or its place in the epoch means nothing."""
+        return {"samples": self.num_samples, "samples per step": self.global_batch}
+
+    def check_same(self, facts: dict[str, int]) -> None:
+        """Raise `ValueError` unless ``facts`` are those of this data."""
+        for name, value in self.facts().items():
+            if value != facts[name]:
+                raise ValueError(
+                    f"resume_from_checkpoint: dataset: {name} were {facts[name]}, now {value}; "
+                    "keep the dataset, and batch_size x gradient_accumulation_steps x devices"
+                )
+
+
+def build_data(cfg: DictConfig, placement: Placement, seed: int, ignore_index: int) -> Data:
+    """The datasets and loaders of ``cfg``.
+
+    Raises:
+        ValueError: If a dataset is empty, carries no label, or does not fill one step.
+    """
+    tokenizer = component(cfg.tokenizer, "tokenizer")
+    common = {"placement": placement, "pad_id": tokenizer.pad_id, "ignore_index": ignore_index}
+    dataset = build_dataset(cfg.dataset, tokenizer, "dataset", ignore_index)
+    loader = build_loader(
+        dataset, batch_size=cfg.batch_size, shuffle=cfg.shuffle, seed=seed, **common
+    )
+    steps = len(loader) // cfg.gradient_accumulation_steps
+    if steps == 0:
+        raise ValueError(
+            f"dataset: {len(dataset)} samples do not fill one step of batch_size x "
+            "gradient_accumulation_steps x devices = "
+            f"{cfg.batch_size} x {cfg.gradient_accumulation_steps} x {placement.world_size}"
+        )
+    if cfg.max_steps_per_epoch is not None:
+        steps = min(steps, cfg.max_steps_per_epoch)
+    val_loader = None
+    if cfg.dataset_val is not None:
+        val = build_dataset(cfg.dataset_val, tokenizer, "dataset_val", ignore_index)
+        val_loader = build_val_loader(
+            val, batch_size=cfg.batch_size_val or cfg.batch_size, **common
+        )
+    per_step = cfg.batch_size * cfg.gradient_accumulation_steps
+    return Data(loader, val_loader, len(dataset), steps, per_step, per_step * placement.world_size)
 
 
 def build_dataset(
@@ -61,24 +127,63 @@ def build_loader(
     batch_size: int,
     shuffle: bool,
     seed: int,
-    drop_last: bool,
 ) -> StatefulDataLoader:
-    """A loader of collated micro-batches of this rank's share of ``dataset``."""
+    """A loader of collated micro-batches of this rank's share, for training.
+
+    Ranks see different samples, and each sample at most once in an epoch: what does not fill a
+    batch on every rank is left out.
+    """
     sampler = StatefulDistributedSampler(
         dataset,
         num_replicas=placement.world_size,
         rank=placement.rank,
         shuffle=shuffle,
         seed=seed,
-        drop_last=drop_last,
+        drop_last=True,
     )
     return StatefulDataLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
         collate_fn=partial(collate, pad_id=pad_id, ignore_index=ignore_index),
-        drop_last=drop_last,
+        drop_last=True,
+        # Of its own, so that opening an epoch in the middle draws nothing from the global one.
+        generator=torch.Generator().manual_seed(seed),
     )
+
+
+def build_val_loader(
+    dataset: Dataset, placement: Placement, pad_id: int, ignore_index: int, batch_size: int
+) -> DataLoader:
+    """A loader of this rank's share of a held-out dataset, every sample once, none left out."""
+    return DataLoader(
+        _Share(dataset, placement.rank, placement.world_size),
+        batch_size=batch_size,
+        collate_fn=partial(collate, pad_id=pad_id, ignore_index=ignore_index),
+        generator=torch.Generator(),
+    )
+
+
+class _Share(Dataset):
+    """Every n-th sample. Shares are equally long: blank samples fill up, which count nowhere."""
+
+    def __init__(self, dataset: Any, rank: int, world_size: int) -> None:
+        self._dataset, self._rank, self._world_size = dataset, rank, world_size
+
+    def __len__(self) -> int:
+        return -(-len(self._dataset) // self._world_size)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number = index * self._world_size + self._rank
+        if number < len(self._dataset):
+            return self._dataset[number]
+        return {**self._dataset[0], "blank": True}
+
+
+def skip_to(loader: StatefulDataLoader, epoch: int, num_samples: int) -> None:
+    """Make the next pass over ``loader`` that of ``epoch``, after ``num_samples`` of this rank."""
+    loader.sampler.set_epoch(epoch)
+    loader.sampler.load_state_dict({StatefulDistributedSampler._YIELDED: num_samples})
 
 
 def grouped(

@@ -1,5 +1,6 @@
 """The run's directory: what it holds, and that a second run loses nothing of the first."""
 
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -32,8 +33,10 @@ def check_writable(output_dir: Path) -> None:
         ) from err
 
 
-def start_output(cfg: DictConfig, output_dir: Path) -> Path | None:
+def start_output(cfg: DictConfig, output_dir: Path, resumed: bool) -> Path | None:
     """Make the directory and its config.yaml; an earlier run's files move to ``previous/<n>``.
+
+    A resumed run goes on among its own files.
 
     Returns:
         Where the earlier run's files are now; None if there were none.
@@ -41,7 +44,7 @@ def start_output(cfg: DictConfig, output_dir: Path) -> Path | None:
     output_dir.mkdir(parents=True, exist_ok=True)
     earlier = [path for pattern in _RUN_FILES for path in output_dir.glob(pattern)]
     previous = None
-    if earlier:
+    if earlier and not resumed:
         kept = [int(p.name) for p in output_dir.glob("previous/*") if p.name.isdigit()]
         previous = output_dir / "previous" / str(max(kept, default=0) + 1)
         previous.mkdir(parents=True)
@@ -49,6 +52,11 @@ def start_output(cfg: DictConfig, output_dir: Path) -> Path | None:
             shutil.move(path, previous / path.name)
     OmegaConf.save(cfg, output_dir / "config.yaml", resolve=True)
     return previous
+
+
+def write_summary(output_dir: Path, summary: dict[str, float]) -> None:
+    """Keep the run's totals."""
+    (output_dir / "logs" / "summary.json").write_text(json.dumps(summary, indent=2))
 
 
 def save_student(

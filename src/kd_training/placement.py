@@ -1,10 +1,11 @@
 """Where a run lives. The loop asks a placement and never looks at ranks or devices itself."""
 
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torchtune import utils
+from torchtune import training, utils
 
 from hf_models import load_weights
 
@@ -12,15 +13,34 @@ from hf_models import load_weights
 class Placement(Protocol):
     """What differs between one device and many."""
 
+    command: str  # what starts such a run: ``tune run <command> --config …``
     device: torch.device
     rank: int
     world_size: int
 
-    def place(self, model: nn.Module, state_dict: dict[str, Tensor], dtype: torch.dtype) -> None:
-        """Give a decoder that was built on the meta device its weights, on this placement."""
+    def place(self, model: nn.Module, checkpointer: Any, dtype: torch.dtype) -> None:
+        """Give a decoder that was built on the meta device the checkpointer's weights."""
+
+    def place_teacher(self, model: nn.Module, checkpointer: Any, dtype: torch.dtype) -> None:
+        """The same for a frozen decoder, which may be placed otherwise."""
+
+    def place_module(self, module: nn.Module) -> None:
+        """Take over a small module that already has its weights, the same on every rank."""
+
+    def backward(self, total: Tensor) -> None:
+        """Add the gradient of ``total``, summed over ranks, to the parameters'."""
+
+    def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+        """Clip the gradients to a global norm, and return what it was."""
 
     def sum(self, values: Tensor) -> Tensor:
         """The elementwise sum of ``values`` over all ranks."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's plain ``value``, by rank."""
+
+    def wait(self) -> None:
+        """Return when all ranks have come here."""
 
     def full_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
         """All of the model's weights on the CPU (on rank 0; empty elsewhere)."""
@@ -29,24 +49,60 @@ class Placement(Protocol):
 class OneDevice:
     """Everything on one device: the sums are the values themselves, the state is the model's."""
 
+    command = "kd_single_device"
     rank = 0
     world_size = 1
 
     def __init__(self, device: str) -> None:
-        try:
-            self.device = utils.get_device(device)
-        except RuntimeError as err:
-            why = " ".join(str(err).split())
-            raise ValueError(f"config: device {device!r} cannot be used: {why}") from err
+        self.device = find_device(device)
 
-    def place(self, model: nn.Module, state_dict: dict[str, Tensor], dtype: torch.dtype) -> None:
-        """Give a decoder that was built on the meta device its weights, on this device."""
-        load_weights(model, state_dict, self.device, dtype)
+    def place(self, model: nn.Module, checkpointer: Any, dtype: torch.dtype) -> None:
+        """Give a decoder that was built on the meta device the checkpointer's weights."""
+        load_weights(model, read_weights(checkpointer), self.device, dtype)
+
+    place_teacher = place
+
+    def place_module(self, module: nn.Module) -> None:
+        """Move the module to the device."""
+        module.to(self.device)
+
+    def backward(self, total: Tensor) -> None:
+        """Add the gradient of ``total`` to the parameters'."""
+        total.backward()
+
+    def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+        """Clip the gradients to a global norm, and return what it was."""
+        return nn.utils.clip_grad_norm_(parameters, max_norm)
 
     def sum(self, values: Tensor) -> Tensor:
         """``values``: there is nothing to add to them."""
         return values
 
+    def gather(self, value: Any) -> list[Any]:
+        """``[value]``."""
+        return [value]
+
+    def wait(self) -> None:
+        """Nothing to wait for."""
+
     def full_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
         """The model's weights on the CPU, without a copy where they are there already."""
         return {name: value.detach().cpu() for name, value in model.state_dict().items()}
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: If it is not there.
+    """
+    try:
+        return utils.get_device(name)
+    except RuntimeError as err:
+        why = " ".join(str(err).split())
+        raise ValueError(f"config: device {name!r} cannot be used: {why}") from err
+
+
+def read_weights(checkpointer: Any) -> dict[str, Tensor]:
+    """A checkpointer's model weights."""
+    return checkpointer.load_checkpoint()[training.MODEL_KEY]

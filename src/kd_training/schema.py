@@ -67,6 +67,10 @@ class RunConfig:
     teacher_checkpointer: Any = None
     resume_from_checkpoint: bool = False
     save_adapter_weights_only: bool = False
+    save_every_n_steps: int | None = None
+    keep_last_n: int = 2
+    skip_nonfinite_steps: int = 0
+    dry_run: bool = False
 
     loss: Any = None
     kd_loss: Any = None
@@ -96,6 +100,11 @@ class RunConfig:
     device: str = "cuda"
     dtype: str = "bf16"
     enable_activation_checkpointing: bool = False
+    fsdp_cpu_offload: bool = False
+    fsdp_reshard_after_forward: bool = True
+    custom_sharded_layers: list[str] = field(default_factory=list)
+    teacher_sharding: str = "full"
+    data_parallel_replicate_dim: int = 1
 
     metric_logger: Any = None
     log_every_n_steps: int = 1

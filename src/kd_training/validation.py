@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchdata.stateful_dataloader import StatefulDataLoader
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from kd_training.objective import Objective
@@ -16,13 +16,11 @@ class Validator:
 
     Args:
         objective: The run's objective.
-        loader: Micro-batches of the held-out dataset.
+        loader: Micro-batches of the held-out dataset, equally many on every rank.
         placement: Where the models live.
     """
 
-    def __init__(
-        self, objective: Objective, loader: StatefulDataLoader, placement: Placement
-    ) -> None:
+    def __init__(self, objective: Objective, loader: DataLoader, placement: Placement) -> None:
         self._objective, self._loader, self._placement = objective, loader, placement
         # Weights that change in training would make one validation's total mean another thing.
         self._weights = objective.weights
@@ -34,7 +32,13 @@ class Validator:
         student.eval()
         self._objective.weights = self._weights
         sums, counts = [], []
-        bar: Any = tqdm(self._loader, desc="validate", leave=False, dynamic_ncols=True)
+        bar: Any = tqdm(
+            self._loader,
+            desc="validate",
+            leave=False,
+            dynamic_ncols=True,
+            disable=self._placement.rank != 0,
+        )
         for batch in bar:
             batch = {k: v.to(self._placement.device) for k, v in batch.items()}
             counts.append(self._objective.counts(batch))

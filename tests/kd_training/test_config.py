@@ -45,7 +45,8 @@ def test_null_on_the_command_line_removes_a_component(tiny_run, tmp_path):
         ({"run_val_every_n_steps": 5}, ["run_val_every_n_steps", "dataset_val"]),
         ({"profiler": {"enabeld": True}}, ["profiler.enabeld", "enabled"]),
         ({"output_dir": "${nowhere}"}, ["nowhere"]),
-        ({"resume_from_checkpoint": True}, ["resume_from_checkpoint"]),
+        ({"keep_last_n": 0}, ["keep_last_n"]),
+        ({"skip_nonfinite_steps": -1}, ["skip_nonfinite_steps"]),
     ],
 )
 def test_refusals_name_the_key(tiny_run, tmp_path, changes, words):

@@ -1,0 +1,180 @@
+"""Checkpoints to resume from: complete, checked by hash, and free of pickled objects.
+
+``recipe_state/step_<n>/`` holds the ranks' shares of all tensors as safetensors, everything else in
+``state.json``, and a ``manifest.json`` with the size and hash of each file, written last.
+"""
+
+import hashlib
+import json
+import shutil
+import warnings
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from hf_models import atomic_directory
+from hf_models.directories import partial_path
+from kd_training.placement import Placement
+
+# One process without ranks is what OneDevice is; torch says so at every save.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
+STATE_DIR = "recipe_state"
+_MANIFEST = "manifest.json"
+_FACTS = "state.json"
+
+
+def save_state(
+    output_dir: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    facts: dict[str, Any],
+    placement: Placement,
+    keep_last_n: int,
+) -> Path:
+    """Write ``step_<step>``, which is afterwards complete or absent; then remove older ones.
+
+    Args:
+        output_dir: The run's directory.
+        step: Optimizer steps done.
+        tensors: Sharded or whole, by name; of a whole one every rank has the same.
+        facts: JSON values; the same on every rank.
+        placement: Where the tensors live.
+        keep_last_n: How many checkpoints stay.
+
+    Raises:
+        OSError: If it cannot be written; earlier checkpoints stay as they are.
+    """
+    target = output_dir / STATE_DIR / f"step_{step}"
+    first = placement.rank == 0
+    try:
+        with atomic_directory(target) if first else nullcontext(partial_path(target)) as folder:
+            placement.wait()  # now the folder is there
+            writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+            dcp.save(_plain(tensors), storage_writer=writer, no_dist=placement.world_size == 1)
+            if first:
+                (folder / _FACTS).write_text(json.dumps(facts, default=_number))
+                (folder / _MANIFEST).write_text(json.dumps(_describe_files(folder), indent=1))
+    except (CheckpointException, OSError) as err:
+        why = _first_failure(err) if isinstance(err, CheckpointException) else err
+        raise OSError(
+            f"checkpoint {target} could not be written: {why}; earlier ones are untouched; "
+            "free some space or mend output_dir, then set resume_from_checkpoint=true"
+        ) from err
+    placement.wait()  # now it has its name
+    if first:
+        for _, old in _checkpoints(output_dir)[keep_last_n:]:
+            shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def newest_state(output_dir: Path) -> tuple[Path | None, list[str]]:
+    """The newest complete checkpoint, and a warning for each newer one that is damaged.
+
+    Returns:
+        None as the first where ``output_dir`` has no checkpoint at all.
+
+    Raises:
+        ValueError: If there are checkpoints and all are damaged.
+    """
+    damaged: list[str] = []
+    for _, path in _checkpoints(output_dir):
+        damage = _damage(path)
+        if damage is None:
+            return path, damaged
+        damaged.append(f"checkpoint {path} is damaged ({damage}); trying the one before")
+    if damaged:
+        raise ValueError(
+            f"resume_from_checkpoint: no checkpoint in {output_dir / STATE_DIR} is intact "
+            f"({damage}); set resume_from_checkpoint=false to start anew"
+        )
+    return None, []
+
+
+def read_facts(checkpoint: Path) -> dict[str, Any]:
+    """The JSON values of a checkpoint."""
+    return json.loads((checkpoint / _FACTS).read_text())
+
+
+def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], placement: Placement) -> None:
+    """Fill ``tensors`` in place, each rank its own shard, however many ranks had saved.
+
+    Raises:
+        ValueError: If a tensor is missing or of another shape.
+    """
+    reader = dcp.HuggingFaceStorageReader(str(checkpoint))
+    try:
+        dcp.load(_plain(tensors), storage_reader=reader, no_dist=placement.world_size == 1)
+    except CheckpointException as err:
+        why = " ".join(str(_first_failure(err)).split())
+        raise ValueError(
+            f"resume_from_checkpoint: {checkpoint} does not fit this config: {why}; model, "
+            "layer_mapping and optimizer must be those of the run that saved it"
+        ) from err
+
+
+def _number(value: Any) -> float:
+    """A learning rate may be a tensor."""
+    return value.item()
+
+
+def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same memory as ordinary or sharded tensors: an 8-bit one is several, by name."""
+    plain = {}
+    for name, tensor in tensors.items():
+        if is_traceable_wrapper_subclass(tensor) and not isinstance(tensor, DTensor):
+            parts = {f"{name}.{part}": getattr(tensor, part) for part in _inner(tensor)}
+            plain |= _plain(parts)
+        else:
+            plain[name] = tensor
+    return plain
+
+
+def _inner(tensor: Any) -> list[str]:
+    names, _ = tensor.__tensor_flatten__()
+    return names
+
+
+def _first_failure(err: CheckpointException) -> BaseException:
+    return next(iter(err.failures.values()))[0]
+
+
+def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
+    """Steps and folders, the newest first."""
+    found = []
+    for path in (output_dir / STATE_DIR).glob("step_*"):
+        number = path.name.removeprefix("step_")
+        if number.isdigit():
+            found.append((int(number), path))
+    return sorted(found, reverse=True)
+
+
+def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
+    files = sorted(path for path in folder.iterdir() if path.name != _MANIFEST)
+    return {p.name: {"size": p.stat().st_size, "sha256": _sha256(p)} for p in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint; None if it is as it was written."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        for name, wanted in manifest.items():
+            path = folder / name
+            if path.stat().st_size != wanted["size"]:
+                return f"{name} has {path.stat().st_size} bytes instead of {wanted['size']}"
+            if _sha256(path) != wanted["sha256"]:
+                return f"{name} was altered"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        return f"{_MANIFEST}: {' '.join(str(err).split())}"
+    return None

@@ -1,0 +1,181 @@
+"""Many devices: parameters, gradients and optimizer state sharded by FSDP2."""
+
+import warnings
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    set_model_state_dict,
+)
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torchtune import training
+
+from hf_models import load_weights
+from hf_models.loading import complete_state, compute_rope
+from kd_training.config import check_config
+from kd_training.placement import find_device, read_weights
+from kd_training.trainer import run
+
+warnings.filterwarnings("ignore", message="`_get_pg_default_device`")
+warnings.filterwarnings("ignore", message="Multiple backends are registered")
+
+
+class Sharded:
+    """Every rank holds a share of each layer and gathers a layer just before it runs.
+
+    Ranks come from the launcher's environment. Only rank 0 reads the weights.
+
+    Args:
+        device: Kind of the devices, ``cuda`` or ``cpu``; each rank takes its own.
+        reshard_after_forward: Gather a layer again for its backward instead of keeping it.
+        cpu_offload: Keep shards, gradients and optimizer state in host memory.
+        custom_sharded_layers: Further modules to gather on their own, such as ``tok_embeddings``.
+        shard_teacher: Shard the frozen teacher too, instead of one whole copy per device.
+        replicas: Groups of ranks that each hold one sharded copy; more than 1 is hybrid sharding.
+
+    Raises:
+        ValueError: If ``replicas`` does not divide the number of ranks, or ``output`` is to be
+            gathered on its own: the loss needs the head beside the model's own forward.
+    """
+
+    def __init__(
+        self,
+        device: str,
+        *,
+        reshard_after_forward: bool = True,
+        cpu_offload: bool = False,
+        custom_sharded_layers: Iterable[str] = (),
+        shard_teacher: bool = True,
+        replicas: int = 1,
+    ) -> None:
+        self.device = find_device(device)
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.command = f"--nproc_per_node {self.world_size} kd_distributed"
+        names = list(custom_sharded_layers)
+        if "output" in names:
+            raise ValueError(
+                "config: custom_sharded_layers: leave out output; the loss projects with it "
+                "outside of the model's forward"
+            )
+        self._conditions = [partial(training.get_shard_conditions, names_to_match=names)]
+        self._reshard, self._offload = reshard_after_forward, cpu_offload
+        self._shard_teacher = shard_teacher
+        self._mesh = _mesh(self.device, self.world_size, replicas)
+
+    def place(self, model: nn.Module, checkpointer: Any, dtype: torch.dtype) -> None:
+        """Shard the decoder, then send each weight from rank 0 to those who hold a part of it."""
+        state: dict[str, Any] = {}
+        if self.rank == 0:
+            state = complete_state(model, read_weights(checkpointer), dtype)
+        training.shard_model(
+            model,
+            self._conditions,
+            cpu_offload=self._offload,
+            reshard_after_forward=self._reshard,
+            dp_mesh=self._mesh,
+        )
+        assert isinstance(model, FSDPModule)
+        # The root holds the head, which the loss uses after the forward has ended.
+        model.set_reshard_after_forward(False, recurse=False)
+        options = StateDictOptions(
+            full_state_dict=True, broadcast_from_rank0=True, cpu_offload=self._offload
+        )
+        set_model_state_dict(model, state, options=options)
+        compute_rope(model, self.device)
+        training.validate_no_params_on_meta_device(model)
+
+    def place_teacher(self, model: nn.Module, checkpointer: Any, dtype: torch.dtype) -> None:
+        """Shard the teacher, or give every device a whole one, read from the mapped files."""
+        if self._shard_teacher:
+            self.place(model, checkpointer, dtype)
+        else:
+            load_weights(model, read_weights(checkpointer), self.device, dtype)
+
+    def place_module(self, module: nn.Module) -> None:
+        """Shard a small module as one piece."""
+        module.to(self.device)
+        policy = CPUOffloadPolicy() if self._offload else OffloadPolicy()
+        if any(True for _ in module.parameters()):
+            fully_shard(module, mesh=self._mesh, offload_policy=policy)
+
+    def backward(self, total: Tensor) -> None:
+        """Add the gradient summed over ranks; FSDP averages it, which is undone beforehand."""
+        (total * self.world_size).backward()
+
+    def clip_grad_norm(self, parameters: Iterable[nn.Parameter], max_norm: float) -> Tensor:
+        """Clip by the norm over all shards."""
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm)
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def sum(self, values: Tensor) -> Tensor:
+        """One all-reduce."""
+        summed = values.to(self.device, copy=True)
+        dist.all_reduce(summed)
+        return summed
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's plain ``value``, by rank."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def wait(self) -> None:
+        """A barrier."""
+        self.sum(torch.zeros(1))
+
+    def full_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+        """Gather one parameter after the other, to the host memory of rank 0."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state: dict[str, Any] = get_model_state_dict(model, options=options)
+        return state
+
+
+def _mesh(device: torch.device, world_size: int, replicas: int) -> DeviceMesh:
+    if replicas < 1 or world_size % replicas:
+        raise ValueError(
+            f"config: data_parallel_replicate_dim is {replicas}; it must divide the {world_size} "
+            "processes of --nproc_per_node x --nnodes"
+        )
+    if replicas == 1:
+        return init_device_mesh(device.type, (world_size,))
+    shape = (replicas, world_size // replicas)
+    return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+
+
+def run_sharded(cfg: DictConfig) -> None:
+    """Run on every rank that the launcher started.
+
+    Raises:
+        ValueError: If there is no launcher.
+    """
+    if not dist.is_torchelastic_launched():
+        raise ValueError(
+            "kd_distributed needs the launcher: tune run --nproc_per_node N kd_distributed "
+            "--config …; for one device use kd_single_device"
+        )
+    cfg = check_config(cfg)
+    backend = training.get_distributed_backend(cfg.device, cfg.fsdp_cpu_offload)
+    dist.init_process_group(backend)
+    try:
+        run(
+            cfg,
+            Sharded(
+                cfg.device,
+                reshard_after_forward=cfg.fsdp_reshard_after_forward,
+                cpu_offload=cfg.fsdp_cpu_offload,
+                custom_sharded_layers=cfg.custom_sharded_layers,
+                shard_teacher=cfg.teacher_sharding == "full",
+                replicas=cfg.data_parallel_replicate_dim,
+            ),
+        )
+    finally:
+        dist.destroy_process_group()
