@@ -18,7 +18,6 @@ def make_trainer(tiny_run, tmp_path):
         trainer = Trainer(cfg, OneDevice("cpu"))
         trainer.directories = tiny_run.directories | {"student": directory}
         trainer.load()
-        trainer.global_step = 0
         return trainer
 
     return make

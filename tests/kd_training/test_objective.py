@@ -11,20 +11,20 @@ from kd_training.objective import PARTS
 
 def batch_of(trainer, indices):
     """One collated micro-batch of the given samples of the training set."""
-    loader = trainer.loader
+    loader = trainer.data.loader
     return loader.collate_fn([loader.dataset[i] for i in indices])
 
 
 def gradients(trainer, batches):
     counts = sum(trainer.objective.counts(b) for b in batches)
-    for parameter in trainer.parameters:
+    for parameter in trainer.step.parameters:
         parameter.grad = None
     total = 0.0
     for batch in batches:
         sums = trainer.objective(batch, counts)
         sums.total.backward()
         total += sums.total.item()
-    return total, torch.cat([p.grad.flatten() for p in trainer.parameters])
+    return total, torch.cat([p.grad.flatten() for p in trainer.step.parameters])
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
@@ -69,7 +69,7 @@ def layer_outputs(trainer, who, batch):
 
 def test_four_uneven_micro_batches_give_the_gradient_of_one_batch(make_trainer):
     trainer = make_trainer()
-    lengths = {len(trainer.loader.dataset[i]["tokens"]) for i in range(4)}
+    lengths = {len(trainer.data.loader.dataset[i]["tokens"]) for i in range(4)}
     assert len(lengths) > 2, "the micro-batches are meant to be uneven"
     randomise(trainer)
     whole_loss, whole = gradients(trainer, [batch_of(trainer, [0, 1, 2, 3])])
@@ -83,7 +83,7 @@ def randomise(trainer):
     """Give LoRA's B, which starts at 0, values, so that every adapter weight gets a gradient."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in trainer.parameters:
+        for parameter in trainer.step.parameters:
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
 
 
@@ -105,8 +105,7 @@ def test_only_the_adapter_learns(make_trainer):
     trainer = make_trainer()
     before = {k: v.clone() for k, v in trainer.teacher.state_dict().items()}
     base = {k: v.clone() for k, v in trainer.student.state_dict().items() if "lora" not in k}
-    trainer.global_step = 0
-    trainer.step([batch_of(trainer, [0, 1])])
+    trainer.step([batch_of(trainer, [0, 1])], 1)
     assert not trainer.teacher.training
     assert all(p.grad is None and not p.requires_grad for p in trainer.teacher.parameters())
     assert all(torch.equal(v, before[k]) for k, v in trainer.teacher.state_dict().items())
@@ -151,7 +150,7 @@ def test_a_prompt_loss_covers_exactly_the_positions_without_a_label(make_trainer
 def test_weights_of_zero_leave_the_teacher_out(make_trainer):
     trainer = make_trainer({"loss_scaling.manual_scales": {"ce": 1.0, "kd": 0.0, "ir": 0.0}})
     assert trainer.teacher is None
-    values = trainer.step([batch_of(trainer, [0, 1])])
+    values = trainer.step([batch_of(trainer, [0, 1])], 1)
     assert values["total"] == values["ce"] > 0
     assert "kd" not in values
     assert "ir" not in values
@@ -159,7 +158,7 @@ def test_weights_of_zero_leave_the_teacher_out(make_trainer):
 
 def test_padding_never_counts_although_pad_and_end_share_an_id(make_trainer):
     trainer = make_trainer({"token_scope.kd": "all", "token_scope.ir": "all"})
-    short, long = (trainer.loader.dataset[i] for i in (2, 3))
+    short, long = (trainer.data.loader.dataset[i] for i in (2, 3))
     assert tiny.SENTENCES[2] == "Numbers are immutable."
     batch = batch_of(trainer, [2, 3])
     assert batch["valid"].sum().item() == len(short["tokens"]) + len(long["tokens"])

@@ -48,8 +48,8 @@ def test_state_goes_on_where_it_was():
 def test_a_run_logs_weights_that_balance_its_parts(make_trainer):
     shares = {"ce": 0.5, "kd": 0.3, "ir": 0.2}
     trainer = make_trainer({"loss_scaling.dynamic": {"shares": shares, "ema": 0.0}})
-    batch = trainer.loader.collate_fn([trainer.loader.dataset[i] for i in (0, 1)])
-    first, second = trainer.step([batch]), trainer.step([batch])
+    batch = trainer.data.loader.collate_fn([trainer.data.loader.dataset[i] for i in (0, 1)])
+    first, second = trainer.step([batch], 1), trainer.step([batch], 2)
     assert [first[f"weight/{part}"] for part in shares] == pytest.approx(list(shares.values()))
     # With no memory, the second step's weights balance the first step's parts exactly.
     balanced = {part: second[f"weight/{part}"] * first[part] for part in shares}
