@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -94,6 +95,22 @@ def checkpoints_of(output_dir: Path) -> list[Path]:
     epochs = sorted(found, key=lambda path: int(path.name.removeprefix("epoch_")))
     best = output_dir / "best"
     return ([best] if (best / "config.json").is_file() else []) + epochs
+
+
+def analysis_of_run(cfg: DictConfig) -> dict[str, Any]:
+    """The arguments with which :func:`kd_analysis.analyze.analyze` looks into a run's students."""
+    output_dir = Path(cfg.output_dir)
+    students = {"before": model_directory(cfg)}
+    checkpoints = checkpoints_of(output_dir)
+    if checkpoints:
+        students["after"] = str(checkpoints[-1])
+    return {
+        "teacher_dir": model_directory(cfg, "teacher_"),
+        "students": students,
+        "output_dir": str(output_dir / "analysis"),
+        "device": cfg.device,
+        "dtype": cfg.dtype,
+    }
 
 
 def _runs(root: Path) -> Iterator[tuple[DictConfig, list[Path]]]:
