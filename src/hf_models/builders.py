@@ -77,8 +77,7 @@ def lora_decoder(
         lora_rank: Rank of the update.
         lora_alpha: The update is scaled by ``lora_alpha / lora_rank``.
         lora_dropout: Dropout on the update's input in training.
-        quantize_base: Whether the frozen weights of the linear layers inside the decoder layers
-            are kept in NF4, as in QLoRA (https://arxiv.org/abs/2305.14314).
+        quantize_base: Keep all linear layers' frozen weights but the head's in NF4 (QLoRA).
         max_seq_len: Longest sequence; by default the config's ``max_position_embeddings``.
         attn_dropout: Dropout on the attention weights in training.
         output_hidden_states: Accepted and ignored.

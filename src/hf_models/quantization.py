@@ -105,7 +105,7 @@ def _check(model: TransformerDecoder, config: AOBaseConfig | str) -> None:
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         raise ValueError(
             f"quantization {_name(config)}: the model is sharded; only a whole copy per device "
-            "can be quantised"
+            "can be quantised (teacher_sharding: none)"
         )
 
 

@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torchao.quantization import Float8WeightOnlyConfig, Int4WeightOnlyConfig, Int8WeightOnlyConfig
 from torchao.utils import get_model_size_in_bytes
 from transformers import AutoTokenizer
@@ -135,3 +138,15 @@ def test_a_model_with_lora_is_refused(make_hf, load):
     directory, _ = make_hf("llama")
     with pytest.raises(ValueError, match="quantize_base: true"):
         quantize(load(lora_decoder, directory, ["q_proj"]), "nf4")
+
+
+def test_a_sharded_model_is_refused(make_hf, load):
+    directory, _ = make_hf("llama")
+    model = load(decoder, directory)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(ValueError, match=r"sharded.*teacher_sharding: none"):
+            quantize(model, "nf4")
+    finally:
+        dist.destroy_process_group()
