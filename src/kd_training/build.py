@@ -128,6 +128,12 @@ def pairs_of_epoch(cfg: DictConfig, student: Any, teacher: Any, epoch: int) -> l
     return resolve(spec, len(student.layers), len(teacher.layers), epoch)
 
 
+def build_quantization(cfg: DictConfig) -> Any:
+    """``teacher_quantization``: ``nf4``, one of torchao's configs, or None."""
+    node = cfg.teacher_quantization
+    return node if isinstance(node, str) else component(node, "teacher_quantization")
+
+
 def build_checkpointer(cfg: DictConfig, key: str) -> Any:
     """The checkpointer ``cfg[key]``, with the headers of its files checked where it can."""
     checkpointer = component(cfg[key], key)

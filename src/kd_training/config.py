@@ -16,7 +16,9 @@ _ALWAYS = ("model", "tokenizer", "checkpointer", "dataset", "optimizer")
 _COMPONENTS = ("model", "teacher_model", "tokenizer", "checkpointer", "teacher_checkpointer",
                "loss", "kd_loss", "prompt_kd_loss", "ir_loss", "dataset", "dataset_val",
                "optimizer", "lr_scheduler", "metric_logger", "profiler",
-               "layer_mapping")  # fmt: skip
+               "layer_mapping", "teacher_quantization")  # fmt: skip
+# These have a short form: a name (or pairs of layers).
+_NAMED = ("layer_mapping", "teacher_quantization")
 _CHOICES = {
     "dtype": ("fp32", "bf16"),
     "token_scope.kd": ("labels", "all"),
@@ -150,7 +152,7 @@ def _components(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
         for i, node in enumerate(nodes):
             if isinstance(node, DictConfig):
                 yield (f"{key}[{i}]" if isinstance(value, ListConfig) else key), node
-            elif node is not None and key != "layer_mapping":
+            elif node is not None and not (key in _NAMED and isinstance(node, str | ListConfig)):
                 raise ValueError(f"config: {key} must name a _component_, not {node!r}")
 
 

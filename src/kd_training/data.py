@@ -186,6 +186,13 @@ def skip_to(loader: StatefulDataLoader, epoch: int, num_samples: int) -> None:
     loader.sampler.load_state_dict({StatefulDistributedSampler._YIELDED: num_samples})
 
 
+def first_batch(loader: StatefulDataLoader, device: torch.device) -> dict[str, Tensor]:
+    """The dataset's first samples as a micro-batch, without moving the loader on."""
+    dataset, size = loader.dataset, loader.batch_size or 1
+    batch = loader.collate_fn([dataset[i] for i in range(min(size, len(dataset)))])
+    return {k: v.to(device) for k, v in batch.items()}
+
+
 def grouped(
     loader: StatefulDataLoader, size: int, device: torch.device
 ) -> Iterator[list[dict[str, Tensor]]]:

@@ -5,13 +5,16 @@ from typing import Any
 from omegaconf import DictConfig
 
 from kd_training.build import count_parameters
+from kd_training.data import Data
 from layer_mapping import LayerMatcher
+
+_LOOK_AT = 100  # samples, for their mean length
 
 
 def describe(
-    cfg: DictConfig, student: Any, teacher: Any, matcher: LayerMatcher | None, total_steps: int
+    cfg: DictConfig, student: Any, teacher: Any, matcher: LayerMatcher | None, data: Data
 ) -> list[str]:
-    """Sizes of the models, matched layers, steps."""
+    """Sizes of the models, matched layers, steps and tokens."""
     total, trainable = count_parameters(student)
     layers = len(student.layers)
     lines = [f"student: {layers} layers, {_millions(total)}, {_millions(trainable)} trainable"]
@@ -21,8 +24,14 @@ def describe(
     if matcher is not None:
         pairs = ", ".join(f"{s}-{t}" for s, t in matcher.pairs)
         lines.append(f"layers matched (student-teacher): {pairs}")
-    batch = f"{cfg.batch_size} x {cfg.gradient_accumulation_steps}"
-    return [*lines, f"{total_steps} steps of {batch} samples"]
+    steps = cfg.epochs * data.steps_per_epoch
+    tokens = steps * data.global_batch * _mean_length(data.loader.dataset)
+    return [*lines, f"{steps} steps of {data.global_batch} samples, about {tokens:.2g} tokens"]
+
+
+def _mean_length(dataset: Any) -> float:
+    looked_at = min(len(dataset), _LOOK_AT)
+    return sum(len(dataset[i]["tokens"]) for i in range(looked_at)) / looked_at
 
 
 def _millions(number: int) -> str:

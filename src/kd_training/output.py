@@ -68,11 +68,15 @@ def save_student(
     last: bool,
     adapter_only: bool = False,
     best: bool = False,
-) -> None:
-    """Write the merged student (and its adapter) through the run's checkpointer."""
+) -> Path | None:
+    """Write the merged student (and its adapter) through the run's checkpointer.
+
+    Returns:
+        The directory, where it is one of ours and this rank has written it.
+    """
     state = placement.full_state_dict(student)
     if placement.rank != 0:
-        return
+        return None
     merged, adapter, adapter_config = merged_state_dict(student, state)
     checkpoint = {training.MODEL_KEY: merged}
     if adapter is not None:
@@ -86,6 +90,9 @@ def save_student(
         adapter_only=adapter_only,
         **where,
     )
+    if not isinstance(checkpointer, HFCheckpointer) or checkpointer.output_dir is None:
+        return None
+    return checkpointer.output_dir / (BEST if best else f"epoch_{epoch}")
 
 
 def keeps_best(checkpointer: Any) -> bool:

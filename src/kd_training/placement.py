@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchtune import training, utils
 
 from hf_models import load_weights
+from hf_models.quantization import quantize
 
 
 class Placement(Protocol):
@@ -21,8 +22,10 @@ class Placement(Protocol):
     def place(self, model: nn.Module, checkpointer: Any, dtype: torch.dtype) -> None:
         """Give a decoder that was built on the meta device the checkpointer's weights."""
 
-    def place_teacher(self, model: nn.Module, checkpointer: Any, dtype: torch.dtype) -> None:
-        """The same for a frozen decoder, which may be placed otherwise."""
+    def place_teacher(
+        self, model: Any, checkpointer: Any, dtype: torch.dtype, quantization: Any = None
+    ) -> None:
+        """The same for a frozen decoder, which may be placed otherwise, in 4 or 8 bits."""
 
     def place_module(self, module: nn.Module) -> None:
         """Take over a small module that already has its weights, the same on every rank."""
@@ -60,7 +63,11 @@ class OneDevice:
         """Give a decoder that was built on the meta device the checkpointer's weights."""
         load_weights(model, read_weights(checkpointer), self.device, dtype)
 
-    place_teacher = place
+    def place_teacher(
+        self, model: Any, checkpointer: Any, dtype: torch.dtype, quantization: Any = None
+    ) -> None:
+        """The same for a frozen decoder, in 4 or 8 bits if asked for."""
+        load_whole(model, checkpointer, dtype, self.device, quantization)
 
     def place_module(self, module: nn.Module) -> None:
         """Move the module to the device."""
@@ -88,6 +95,17 @@ class OneDevice:
     def full_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
         """The model's weights on the CPU, without a copy where they are there already."""
         return {name: value.detach().cpu() for name, value in model.state_dict().items()}
+
+
+def load_whole(
+    model: Any, checkpointer: Any, dtype: torch.dtype, device: torch.device, quantization: Any
+) -> None:
+    """Put a whole frozen decoder on a device; one in few bits never lies there unquantised."""
+    if quantization is None:
+        load_weights(model, read_weights(checkpointer), device, dtype)
+        return
+    load_weights(model, read_weights(checkpointer), "cpu", dtype)
+    quantize(model, quantization, device)
 
 
 def find_device(name: str) -> torch.device:

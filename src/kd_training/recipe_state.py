@@ -69,8 +69,7 @@ def save_state(
         ) from err
     placement.wait()  # now it has its name
     if first:
-        for _, old in _checkpoints(output_dir)[keep_last_n:]:
-            shutil.rmtree(old, ignore_errors=True)
+        _remove_others(output_dir, step, keep_last_n)
     return target
 
 
@@ -84,6 +83,7 @@ def newest_state(output_dir: Path) -> tuple[Path | None, list[str]]:
         ValueError: If there are checkpoints and all are damaged.
     """
     damaged: list[str] = []
+    _put_back(output_dir)
     for _, path in _checkpoints(output_dir):
         damage = _damage(path)
         if damage is None:
@@ -155,6 +155,23 @@ def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
+def _remove_others(output_dir: Path, step: int, keep_last_n: int) -> None:
+    """Leave the newest ones up to ``step``: later ones are what this run has gone back from."""
+    found = _checkpoints(output_dir)
+    kept = [path for number, path in found if number <= step][:keep_last_n]
+    for _, path in found:
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _put_back(output_dir: Path) -> None:
+    """Undo a replacement that was killed after the old checkpoint had been moved away."""
+    for path in (output_dir / STATE_DIR).glob(".step_*.previous"):
+        target = path.with_name(path.name.removeprefix(".").removesuffix(".previous"))
+        if not target.exists():
+            path.rename(target)
+
+
 def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:
     files = sorted(path for path in folder.iterdir() if path.name != _MANIFEST)
     return {p.name: {"size": p.stat().st_size, "sha256": _sha256(p)} for p in files}
@@ -169,8 +186,8 @@ def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None if it is as it was written."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
-        for name, wanted in manifest.items():
-            path = folder / name
+        for name in dict.fromkeys([_FACTS, *manifest]):
+            path, wanted = folder / name, manifest[name]
             if path.stat().st_size != wanted["size"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {wanted['size']}"
             if _sha256(path) != wanted["sha256"]:

@@ -62,6 +62,7 @@ class RunConfig:
     output_dir: str = _REQUIRED
     model: Any = _REQUIRED
     teacher_model: Any = None
+    teacher_quantization: Any = None
     tokenizer: Any = _REQUIRED
     checkpointer: Any = _REQUIRED
     teacher_checkpointer: Any = None

@@ -19,10 +19,9 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, 
 from torch.distributed.tensor import DTensor
 from torchtune import training
 
-from hf_models import load_weights
 from hf_models.loading import complete_state, compute_rope
 from kd_training.config import check_config
-from kd_training.placement import find_device, read_weights
+from kd_training.placement import find_device, load_whole, read_weights
 from kd_training.trainer import run
 
 warnings.filterwarnings("ignore", message="`_get_pg_default_device`")
@@ -93,12 +92,23 @@ class Sharded:
         compute_rope(model, self.device)
         training.validate_no_params_on_meta_device(model)
 
-    def place_teacher(self, model: nn.Module, checkpointer: Any, dtype: torch.dtype) -> None:
-        """Shard the teacher, or give every device a whole one, read from the mapped files."""
-        if self._shard_teacher:
-            self.place(model, checkpointer, dtype)
+    def place_teacher(
+        self, model: Any, checkpointer: Any, dtype: torch.dtype, quantization: Any = None
+    ) -> None:
+        """Shard the teacher, or give every device a whole one, read from the mapped files.
+
+        Raises:
+            ValueError: If a quantised one is to be sharded.
+        """
+        if not self._shard_teacher:
+            load_whole(model, checkpointer, dtype, self.device, quantization)
+        elif quantization is not None:
+            raise ValueError(
+                "config: teacher_quantization needs a whole teacher on each device: set "
+                "teacher_sharding: none"
+            )
         else:
-            load_weights(model, read_weights(checkpointer), self.device, dtype)
+            self.place(model, checkpointer, dtype)
 
     def place_module(self, module: nn.Module) -> None:
         """Shard a small module as one piece."""

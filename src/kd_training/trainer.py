@@ -1,6 +1,5 @@
-"""The training loop: the same from one CPU to many GPUs."""
+"""A run from its config: checked, loaded, trained."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +8,17 @@ from omegaconf import DictConfig
 from torch import nn
 from torchtune import training
 
-from kd_analysis.plots import plot_losses
-from kd_training import build, output
+from kd_training import build, output, preflight
 from kd_training.config import check_config, component
-from kd_training.data import Data, build_data, grouped, skip_to
+from kd_training.data import Data, build_data
 from kd_training.describe import describe
-from kd_training.metrics import METRICS_FILE, Metrics, peak_memory_gib
+from kd_training.loop import Loop
+from kd_training.metrics import peak_memory_gib
 from kd_training.placement import Placement
-from kd_training.recipe_state import load_tensors, newest_state, read_facts, save_state
+from kd_training.recipe_state import load_tensors, newest_state, read_facts
 from kd_training.run_state import Progress, RunState
 from kd_training.scaling import DynamicScales
-from kd_training.step import NonFiniteError, OptimizerStep
-from kd_training.stop_signal import StopSignal
+from kd_training.step import OptimizerStep
 from kd_training.validation import Validator
 
 
@@ -46,6 +44,7 @@ class Trainer:
         output.check_writable(self.output_dir)
 
         self.student = build.build_student(cfg, self.dtype)
+        preflight.check_disk(cfg, self.student, self.dtype, self.output_dir)
         self.teacher = build.build_teacher(cfg, self.dtype)
         build.check_vocabularies(cfg)
         ignore_index = build.ignore_index(cfg)
@@ -82,7 +81,12 @@ class Trainer:
         cfg, placement = self.cfg, self.placement
         placement.place(self.student, self.checkpointer, self.dtype)
         if self.teacher is not None:
-            placement.place_teacher(self.teacher, self.teacher_checkpointer, self.dtype)
+            placement.place_teacher(
+                self.teacher,
+                self.teacher_checkpointer,
+                self.dtype,
+                build.build_quantization(cfg),
+            )
         trainable = nn.ModuleDict({"student": self.student})
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [{"params": parameters}]
@@ -127,159 +131,36 @@ class Trainer:
             self.objective.set_pairs([(s, t) for s, t in facts["pairs"]])
 
     def train(self) -> None:
-        """Run all epochs, save a student after each, and draw the loss curves."""
-        self._start()
-        self.profiler.start()
-        try:
-            with StopSignal(self.placement) as stop:
-                for epoch in range(self.progress.epoch, self.cfg.epochs):
-                    self._train_epoch(epoch, stop)
-                    self._save_student(epoch)
-                    self._save_state()
-        finally:
-            self.profiler.stop()
-            self.metrics.close()
-        if self.placement.rank == 0:
-            output.write_summary(self.output_dir, self._summary())
-            plot_losses(self.output_dir / METRICS_FILE, self.output_dir / "logs" / "loss.png")
+        """Run all epochs."""
+        Loop(self).run()
 
-    def _start(self) -> None:
-        resumed = self.checkpoint is not None
-        previous = None
-        if self.placement.rank == 0:
-            previous = output.start_output(self.cfg, self.output_dir, resumed)
-        self.placement.wait()
-        self.metrics = Metrics(
-            self.cfg,
-            self.output_dir,
-            self.total_steps,
-            self.progress.global_step,
-            main=self.placement.rank == 0,
+    def plan(self) -> list[str]:
+        """The run in a few lines, for people."""
+        cfg = self.cfg
+        lines = describe(cfg, self.student, self.teacher, self.objective.matcher, self.data)
+        memory = preflight.estimate_memory(
+            cfg, self.student, self.teacher, self.dtype, self.placement
         )
-        for warning in self.warnings:
-            self.metrics.say(f"warning: {warning}")
-        if previous is not None:
-            self.metrics.say(f"the earlier run in {self.output_dir} is now in {previous}")
-        if resumed:
-            self.metrics.say(f"resumed from {self.checkpoint}")
-        for line in describe(
-            self.cfg, self.student, self.teacher, self.objective.matcher, self.total_steps
-        ):
-            self.metrics.say(line)
-
-    def _train_epoch(self, epoch: int, stop: StopSignal) -> None:
-        cfg, progress = self.cfg, self.progress
-        self.student.train()
-        skip_to(self.data.loader, epoch, progress.step_in_epoch * self.data.samples_per_step)
-        if self.objective.matcher is not None and progress.step_in_epoch == 0:
-            pairs = build.pairs_of_epoch(cfg, self.student, self.teacher, epoch)
-            self.objective.set_pairs(pairs)
-        steps = range(progress.step_in_epoch, self.data.steps_per_epoch)
-        groups = grouped(self.data.loader, cfg.gradient_accumulation_steps, self.placement.device)
-        start = time.perf_counter()
-        for _, micro_batches in zip(steps, groups, strict=False):
-            values = self._step(micro_batches)
-            self._log(values, time.perf_counter() - start)
-            self.profiler.step()
-            self._validate(epoch)
-            self._save_or_stop(stop)
-            start = time.perf_counter()
-        progress.epoch, progress.step_in_epoch = epoch + 1, 0
-
-    def _step(self, micro_batches: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-        progress = self.progress
-        try:
-            values = self.step(micro_batches, progress.global_step + 1)
-        except NonFiniteError as err:
-            if progress.skipped >= self.cfg.skip_nonfinite_steps:
-                raise
-            self.metrics.say(f"skipped: {err}")
-            progress.skipped += 1
-            values = {"skipped_steps": float(progress.skipped), "num_tokens": 0.0}
-        progress.global_step += 1
-        progress.step_in_epoch += 1
-        return values
-
-    def _log(self, values: dict[str, float], seconds: float) -> None:
-        tokens = values.pop("num_tokens")
-        values["tokens_per_second"] = tokens / seconds
-        if self.cfg.log_peak_memory_stats:
-            values["peak_memory_gib"] = peak_memory_gib(self.placement.device)
-        self.progress.seconds += seconds
-        self.progress.tokens += tokens
-        self.metrics.advance(values)
-        if self.progress.global_step % self.cfg.log_every_n_steps == 0:
-            self.metrics.log(values, self.progress.global_step)
-
-    def _validate(self, epoch: int) -> None:
-        every = self.cfg.run_val_every_n_steps or self.total_steps
-        step = self.progress.global_step
-        due = step % every == 0 or step == self.total_steps
-        if self.validator is None or not due:
-            return
-        values = self.validator.run(self.student)
-        self.metrics.log({f"val/{k}": v for k, v in values.items()}, step)
-        if values["total"] < self.progress.best:
-            self.progress.best = values["total"]
-            if output.keeps_best(self.checkpointer):
-                self._save_student(epoch, best=True)
-
-    def _save_or_stop(self, stop: StopSignal) -> None:
-        """Save after every n-th step; after a signal save and exit with 128 + its number."""
-        every, step = self.cfg.save_every_n_steps, self.progress.global_step
-        # An epoch's last step is saved with the epoch.
-        ended = self.progress.step_in_epoch == self.data.steps_per_epoch
-        received = stop.agreed()
-        if received is None:
-            if every and step % every == 0 and not ended:
-                self._save_state()
-            return
-        path = self._save_state()
-        self.metrics.say(
-            f"{received.name} after step {step}: saved {path}; go on with\n"
-            f"tune run {self.placement.command} --config {self.output_dir / 'config.yaml'} "
-            "resume_from_checkpoint=true"
-        )
-        raise SystemExit(128 + received)
-
-    def _save_state(self) -> Path:
-        tensors, facts = self.state.tensors_and_facts()
-        matcher = self.objective.matcher
-        facts["pairs"] = matcher and matcher.pairs
-        facts["data"] = self.data.facts()
-        return save_state(
-            self.output_dir,
-            self.progress.global_step,
-            tensors,
-            facts,
-            self.placement,
-            self.cfg.keep_last_n,
-        )
-
-    def _save_student(self, epoch: int, best: bool = False) -> None:
-        output.save_student(
-            self.student,
-            self.checkpointer,
-            self.placement,
-            epoch,
-            last=epoch + 1 == self.cfg.epochs,
-            adapter_only=self.cfg.save_adapter_weights_only,
-            best=best,
-        )
-
-    def _summary(self) -> dict[str, float]:
-        progress = self.progress
-        return {
-            "steps": progress.global_step,
-            "label_tokens": progress.tokens,
-            "training_seconds": progress.seconds,
-            "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
-            "peak_memory_gib": peak_memory_gib(self.placement.device),
-        }
+        return [*lines, memory.line(self.placement.device)]
 
 
 def run(cfg: DictConfig, placement: Placement) -> None:
-    """Check, load, train: what a recipe's main does."""
+    """Check, load, train: what a recipe's main does. With ``dry_run`` it ends after the checks."""
     trainer = Trainer(cfg, placement)
-    trainer.load()
-    trainer.train()
+    if trainer.cfg.dry_run:
+        if placement.rank == 0:
+            print("\n".join([*trainer.plan(), "dry run: the config, the data and the files fit"]))
+        return
+    try:
+        trainer.load()
+        trainer.train()
+    except RuntimeError as err:
+        # A CPU's allocator raises a plain RuntimeError.
+        if not isinstance(err, torch.OutOfMemoryError) and "can't allocate memory" not in str(err):
+            raise
+        raise ValueError(
+            f"out of memory on {placement.device} after step {trainer.progress.global_step}, at a "
+            f"peak of {peak_memory_gib(placement.device):.1f} GiB: lower batch_size (and raise "
+            "gradient_accumulation_steps) or tokenizer.max_seq_len, raise "
+            "loss.num_output_chunks, or set enable_activation_checkpointing=true"
+        ) from err

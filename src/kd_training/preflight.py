@@ -1,0 +1,150 @@
+"""What a run will need, before any weight is read, and whether the weights make sense, after."""
+
+import math
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from hf_models import head_weight
+from kd_losses import ForwardKLLoss, LinearKDLoss
+from kd_training.build import count_parameters
+from kd_training.placement import Placement
+
+_GIB = 2**30
+_MEASURED_BY = 512  # positions a sample is taken to have where the tokenizer sets no limit
+# Tensors of one position's width that a decoder layer keeps for its backward, MLP included.
+_KEPT_PER_LAYER = 17
+_OPTIMIZER_STATES = 2  # Adam's
+
+
+@dataclass
+class Memory:
+    """Bytes that one device will hold, roughly.
+
+    Attributes:
+        student: Weights, gradients and optimizer state of the student.
+        teacher: The teacher's weights.
+        activations: What the forward keeps for the backward, for a micro-batch of longest samples.
+        logits: The chunked pass's buffers.
+    """
+
+    student: float
+    teacher: float
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        """Their sum."""
+        return self.student + self.teacher + self.activations + self.logits
+
+    def line(self, device: torch.device) -> str:
+        """The estimate in one line, beside what the device has."""
+        parts = ", ".join(f"{name} {size / _GIB:.2f}" for name, size in vars(self).items())
+        has = available_memory(device)
+        warning = "; that may not fit" if has < self.total else ""
+        return (
+            f"memory, estimated: {self.total / _GIB:.2f} GiB per device ({parts}) "
+            f"of {has / _GIB:.1f}{warning}"
+        )
+
+
+def estimate_memory(
+    cfg: DictConfig, student: Any, teacher: Any, dtype: torch.dtype, placement: Placement
+) -> Memory:
+    """Count bytes from the models on the meta device, the batch and the number of devices."""
+    shards = placement.world_size // cfg.data_parallel_replicate_dim
+    total, trainable = count_parameters(student)
+    weights = (total + trainable * (1 + _OPTIMIZER_STATES)) * dtype.itemsize / shards
+    teacher_weights = 0.0
+    if teacher is not None:
+        whole = cfg.teacher_sharding == "none"
+        teacher_weights = count_parameters(teacher)[0] * dtype.itemsize / (1 if whole else shards)
+    length = OmegaConf.select(cfg, "tokenizer.max_seq_len") or _MEASURED_BY
+    width = cfg.batch_size * length * student.tok_embeddings.embedding_dim * dtype.itemsize
+    layers = len(student.layers)
+    kept = layers * _KEPT_PER_LAYER
+    if cfg.enable_activation_checkpointing:
+        kept = layers + _KEPT_PER_LAYER  # every layer's input, and one layer at a time
+    on_gpu = placement.device.type == "cuda"
+    logits = 1.25 * _GIB if on_gpu else 0.05 * _GIB
+    return Memory(weights, teacher_weights, kept * width, logits)
+
+
+def available_memory(device: torch.device) -> float:
+    """Bytes of the GPU, or of the machine for a CPU run."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    with Path("/proc/meminfo").open() as lines:
+        return int(next(lines).split()[1]) * 1024
+
+
+def check_disk(cfg: DictConfig, student: Any, dtype: torch.dtype, output_dir: Path) -> None:
+    """Make sure that the run's students and checkpoints find room.
+
+    Raises:
+        ValueError: If they do not.
+    """
+    total, trainable = count_parameters(student)
+    students = cfg.epochs + (cfg.dataset_val is not None)
+    states = (cfg.keep_last_n + 1) * trainable * (1 + _OPTIMIZER_STATES)
+    needed = (students * (0 if cfg.save_adapter_weights_only else total) + states) * dtype.itemsize
+    nearest = next(p for p in (output_dir, *output_dir.parents) if p.exists())
+    free = shutil.disk_usage(nearest).free
+    if needed > free:
+        raise ValueError(
+            f"config: output_dir {output_dir}: the run will write about {needed / _GIB:.1f} GiB, "
+            f"but {free / _GIB:.1f} GiB are free; choose another or lower epochs or keep_last_n"
+        )
+
+
+@torch.no_grad()
+def check_weights(
+    student: Any, teacher: Any, batch: dict[str, Tensor], ignore_index: int
+) -> list[str]:
+    """Warnings about models that know less than they should of a first batch.
+
+    Args:
+        student: The student, loaded.
+        teacher: The teacher, loaded; None without one.
+        batch: A micro-batch on the models' device.
+        ignore_index: Label of the positions without a target.
+    """
+    student_ce = _cross_entropy(student, batch, ignore_index)
+    if teacher is None:
+        return []
+    teacher_ce = _cross_entropy(teacher, batch, ignore_index)
+    chance = math.log(head_weight(teacher).shape[0])
+    warnings = []
+    if teacher_ce >= chance:
+        warnings.append(
+            f"the teacher's cross-entropy on the first batch is {teacher_ce:.2f}, no better than "
+            f"chance ({chance:.2f}); see whether its weights, tokenizer and prompts fit the data"
+        )
+    if teacher_ce > student_ce:
+        warnings.append(
+            f"the teacher's cross-entropy on the first batch, {teacher_ce:.2f}, is worse than "
+            f"the student's, {student_ce:.2f}; consider tuning it on the data first"
+        )
+    return warnings
+
+
+def _cross_entropy(model: nn.Module, batch: dict[str, Tensor], ignore_index: int) -> float:
+    was_training = model.training
+    model.eval()
+    hidden = model(batch["tokens"], mask=batch.get("mask"), input_pos=batch.get("input_pos"))
+    model.train(was_training)
+    loss = LinearKDLoss(ForwardKLLoss(ignore_index=ignore_index), ce_weight=1.0, kd_weight=0.0)
+    sums = loss(
+        hidden.flatten(0, 1),
+        head_weight(model),
+        None,
+        None,
+        batch["labels"].flatten(),
+    )
+    return (sums.ce / sums.num_tokens.clamp(min=1)).item()
