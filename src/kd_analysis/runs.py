@@ -98,7 +98,13 @@ def checkpoints_of(output_dir: Path) -> list[Path]:
 
 
 def analysis_of_run(cfg: DictConfig) -> dict[str, Any]:
-    """The arguments with which :func:`kd_analysis.analyze.analyze` looks into a run's students."""
+    """The arguments with which :func:`kd_analysis.analyze.analyze` looks into a run's students.
+
+    Raises:
+        ValueError: If the run has no teacher.
+    """
+    if model_directory(cfg, "teacher_") is None:
+        raise ValueError("config: the analysis needs a teacher: set teacher_checkpointer")
     output_dir = Path(cfg.output_dir)
     students = {"before": model_directory(cfg)}
     checkpoints = checkpoints_of(output_dir)
