@@ -73,7 +73,7 @@ def nf4_linear(
         lora: ``rank``, ``alpha`` and ``dropout`` of a LoRA beside the frozen weight, if any.
 
     Raises:
-        ValueError: If the weight cannot be cut into NF4's blocks.
+        ValueError: If the weight cannot be cut into NF4's blocks; on loading, if it is sharded.
     """
     blocks = _blocks(in_dim * out_dim)
     linear: nn.Module
@@ -125,6 +125,11 @@ def _quantize_arriving_weight(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any
 ) -> None:
     weight = state_dict.get(f"{prefix}weight")
+    if isinstance(weight, DTensor):
+        raise ValueError(
+            "quantize_base: a base in NF4 cannot be sharded; run it on one device "
+            "(kd_single_device) or set quantize_base: false"
+        )
     if weight is not None and not isinstance(weight, NF4Tensor):
         state_dict[f"{prefix}weight"] = _nf4(weight)
 

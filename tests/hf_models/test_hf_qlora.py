@@ -2,6 +2,9 @@
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_tensor
 from torchao.dtypes.nf4tensor import NF4Tensor
 from torchtune.modules.peft import get_adapter_params, set_trainable_params
 from torchtune.training import ADAPTER_CONFIG, ADAPTER_KEY, MODEL_KEY
@@ -103,3 +106,18 @@ def test_widths_that_nf4_cannot_take(make_hf):
     directory, _ = make_hf("qwen3", hidden_size=30)
     with pytest.raises(ValueError, match="480 weights cannot be cut into blocks of 64"):
         lora_decoder(directory, ["q_proj"], quantize_base=True)
+
+
+def test_a_sharded_base_is_refused(make_hf):
+    directory, _ = make_hf("llama")
+    weights = HFCheckpointer(directory).load_checkpoint()[MODEL_KEY]
+    with torch.device("meta"):
+        model = lora_decoder(directory, ["q_proj"], quantize_base=True)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        sharded = {name: distribute_tensor(tensor, mesh) for name, tensor in weights.items()}
+        with pytest.raises(ValueError, match="in NF4 cannot be sharded; run it on one device"):
+            model.load_state_dict(sharded, strict=False, assign=True)
+    finally:
+        dist.destroy_process_group()

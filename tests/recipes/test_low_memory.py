@@ -33,6 +33,22 @@ def test_qlora_learns_and_exports(tune_run, config_file, tiny_run, tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    "quantization", ["nf4", "{_component_: torchao.quantization.Int8WeightOnlyConfig}"]
+)
+def test_a_quantised_teacher_is_nearly_the_same_teacher(
+    tune_run, config_file, tmp_path, quantization
+):
+    kd = []
+    for value in ("null", quantization):
+        overrides = [f"teacher_quantization={value}", "max_steps_per_epoch=1"]
+        code, _, err = tune_run("kd_single_device", config_file, *overrides)
+        assert code == 0, err
+        log = (tmp_path / "out" / "logs" / "metrics.jsonl").read_text()
+        kd.append(json.loads(log.splitlines()[0])["kd"])
+    assert 1e-4 < abs(kd[1] - kd[0]) < 0.02 * kd[0]
+
+
 def test_adamw_with_8_bit_states(tune_run, config_file, tmp_path, monkeypatch):
     """With a scheduler: this optimizer wants its learning rate as a tensor."""
     kinds = set()
