@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -75,24 +76,27 @@ class OptimizerStep:
         if self.scheduler is not None:
             self.scheduler.step()
         if bad is not None:
-            path = self._dump(micro_batches, number)
             raise NonFiniteError(
                 f"step {number}: {bad} is {values[bad]}; no weight was changed and the "
-                f"micro-batches are in {path}; lower the learning rate or mend the data, or set "
-                "skip_nonfinite_steps to pass over such steps"
+                f"micro-batches {self._dump(micro_batches, number)}; lower the learning rate or "
+                "mend the data, or set skip_nonfinite_steps to pass over such steps"
             )
         return values | {"num_tokens": counts[PARTS.index("ce")].item()}
 
-    def _dump(self, micro_batches: list[dict[str, Tensor]], number: int) -> Path:
+    def _dump(self, micro_batches: list[dict[str, Tensor]], number: int) -> str:
+        """Keep the micro-batches, and say where; the step's own error must not get lost."""
         path = self.dump_dir / f"nonfinite_step_{number}_rank_{self.placement.rank}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {
             f"{i}.{name}": tensor.cpu().contiguous()
             for i, batch in enumerate(micro_batches)
             for name, tensor in batch.items()
         }
-        save_file(tensors, path)
-        return path
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, path)
+        except (OSError, SafetensorError) as err:  # the latter for a full disk
+            return f"could not be kept ({err})"
+        return f"are in {path}"
 
 
 def _not_finite(values: dict[str, float]) -> str | None:
