@@ -36,6 +36,7 @@ class Data:
         steps_per_epoch: Optimizer steps of one epoch.
         samples_per_step: Samples that a rank trains on in a step.
         global_batch: Samples that all ranks train on in a step.
+        order: The seed of the shuffled order; None without shuffling.
     """
 
     loader: StatefulDataLoader
@@ -44,18 +45,24 @@ class Data:
     steps_per_epoch: int
     samples_per_step: int
     global_batch: int
+    order: int | None
 
-    def facts(self) -> dict[str, int]:
+    def facts(self) -> dict[str, int | None]:
         """What must be the same when a run goes on, or its place in the epoch means nothing."""
-        return {"samples": self.num_samples, "samples per step": self.global_batch}
+        return {
+            "samples": self.num_samples,
+            "samples per step": self.global_batch,
+            "seed of the shuffled order": self.order,
+        }
 
-    def check_same(self, facts: dict[str, int]) -> None:
+    def check_same(self, facts: dict[str, int | None]) -> None:
         """Raise `ValueError` unless ``facts`` are those of this data."""
         for name, value in self.facts().items():
             if value != facts[name]:
                 raise ValueError(
-                    f"resume_from_checkpoint: dataset: {name} were {facts[name]}, now {value}; "
-                    "keep the dataset, and batch_size x gradient_accumulation_steps x devices"
+                    f"resume_from_checkpoint: dataset: {name}: was {facts[name]}, now {value}; "
+                    "keep dataset, seed, shuffle, and batch_size x gradient_accumulation_steps x "
+                    "devices"
                 )
 
 
@@ -87,7 +94,15 @@ def build_data(cfg: DictConfig, placement: Placement, seed: int, ignore_index: i
             val, batch_size=cfg.batch_size_val or cfg.batch_size, **common
         )
     per_step = cfg.batch_size * cfg.gradient_accumulation_steps
-    return Data(loader, val_loader, len(dataset), steps, per_step, per_step * placement.world_size)
+    return Data(
+        loader,
+        val_loader,
+        len(dataset),
+        steps,
+        per_step,
+        per_step * placement.world_size,
+        seed if cfg.shuffle else None,
+    )
 
 
 def build_dataset(

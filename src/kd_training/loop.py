@@ -161,7 +161,7 @@ class Loop:
     def _save_state(self) -> Path:
         tensors, facts = self.trainer.state.tensors_and_facts()
         facts["pairs"] = self.matcher and self.matcher.pairs
-        facts["data"] = self.data.facts()
+        facts["data"], facts["seed"] = self.data.facts(), self.trainer.seed
         return save_state(
             self.trainer.output_dir,
             self.progress.global_step,

@@ -62,7 +62,7 @@ def save_state(
                 (folder / _FACTS).write_text(json.dumps(facts, default=_number))
                 (folder / _MANIFEST).write_text(json.dumps(_describe_files(folder), indent=1))
     except (CheckpointException, OSError) as err:
-        why = _first_failure(err) if isinstance(err, CheckpointException) else err
+        why = _first_failure(err)
         raise OSError(
             f"checkpoint {target} could not be written: {why}; earlier ones are untouched; "
             "free some space or mend output_dir, then set resume_from_checkpoint=true"
@@ -106,12 +106,15 @@ def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], placement: Placem
     """Fill ``tensors`` in place, each rank its own shard, however many ranks had saved.
 
     Raises:
-        ValueError: If a tensor is missing or of another shape.
+        ValueError: If a tensor is missing, without a place, or of another shape.
     """
-    reader = dcp.HuggingFaceStorageReader(str(checkpoint))
+    reader, plain = dcp.HuggingFaceStorageReader(str(checkpoint)), _plain(tensors)
     try:
-        dcp.load(_plain(tensors), storage_reader=reader, no_dist=placement.world_size == 1)
-    except CheckpointException as err:
+        unused = sorted(reader.read_metadata().state_dict_metadata.keys() - plain.keys())
+        if unused:
+            raise ValueError(f"{unused[0]} has no place in it")
+        dcp.load(plain, storage_reader=reader, no_dist=placement.world_size == 1)
+    except (CheckpointException, ValueError) as err:
         why = " ".join(str(_first_failure(err)).split())
         raise ValueError(
             f"resume_from_checkpoint: {checkpoint} does not fit this config: {why}; model, "
@@ -141,8 +144,8 @@ def _inner(tensor: Any) -> list[str]:
     return names
 
 
-def _first_failure(err: CheckpointException) -> BaseException:
-    return next(iter(err.failures.values()))[0]
+def _first_failure(err: BaseException) -> BaseException:
+    return next(iter(err.failures.values()))[0] if isinstance(err, CheckpointException) else err
 
 
 def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:

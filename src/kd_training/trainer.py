@@ -38,10 +38,14 @@ class Trainer:
         self.cfg = cfg = check_config(cfg)
         self.placement = placement
         self.dtype = training.get_dtype(cfg.dtype, device=placement.device)
-        self.seed = training.set_seed(cfg.seed)
         self.output_dir = Path(cfg.output_dir)
         self.progress = Progress()
         output.check_writable(self.output_dir)
+        self.checkpoint = self._find_checkpoint()
+        facts = read_facts(self.checkpoint) if self.checkpoint else None
+        # Without a seed one is drawn, once.
+        drawn = facts["seed"] if facts and cfg.seed is None else cfg.seed
+        self.seed = training.set_seed(drawn)
 
         self.student = build.build_student(cfg, self.dtype)
         preflight.check_disk(cfg, self.student, self.dtype, self.output_dir)
@@ -62,7 +66,8 @@ class Trainer:
         self.validator = None
         if self.data.val_loader is not None:
             self.validator = Validator(self.objective, self.data.val_loader, placement)
-        self.checkpoint = self._find_checkpoint()
+        if facts:
+            self.data.check_same(facts["data"])
 
     def _find_checkpoint(self) -> Path | None:
         """The checkpoint to go on from; every rank takes the one that rank 0 has found intact."""
@@ -71,10 +76,7 @@ class Trainer:
             newest, warnings = newest_state(self.output_dir)
             found = (str(newest) if newest else None, warnings)
         chosen, self.warnings = self.placement.gather(found)[0]
-        if chosen is None:
-            return None
-        self.data.check_same(read_facts(Path(chosen))["data"])
-        return Path(chosen)
+        return Path(chosen) if chosen else None
 
     def load(self) -> None:
         """Read the weights, make optimizer and scheduler, go on from a checkpoint if asked to."""

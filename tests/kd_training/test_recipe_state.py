@@ -202,6 +202,7 @@ def test_reading_opens_no_pickle(tmp_path, monkeypatch):
     [
         (lambda tensors: tensors | {"model.a": torch.zeros(4, 4)}, ["model.a", "[4, 4]"]),
         (lambda tensors: tensors | {"model.new": torch.zeros(2)}, ["model.new"]),
+        (lambda tensors: {"model.a": tensors["model.a"]}, ["model.half", "no place"]),
     ],
 )
 def test_a_checkpoint_of_another_model_is_named(tmp_path, change, words):
