@@ -1,6 +1,9 @@
 # make quickstart  distil a real model on the CPU, end to end
 # make test        the test suite          make lint   ruff and mypy
 # make bench       speed and memory, side by side with torchtune's own losses
+# make test-faults the long tests: many kills, ranks and mutations
+# make eval MODEL=out/quickstart/epoch_0 TASKS=hellaswag   lm_eval's results next to the model
+# make report RUNS=out                                     all runs below a folder, side by side
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null \
 	&& echo $$p && break; done)
@@ -15,10 +18,10 @@ EVAL := $(BIN)/lm_eval run --model hf --tasks manual_perplexity,manual_choice \
 	--include_path $(DATA)/tasks --device cpu --batch_size 8
 
 # Everything is local here: do not wait for a hub that may be out of reach.
-quickstart test bench $(RUN)/epoch_0 out/eval/%: export HF_HUB_OFFLINE = 1
+quickstart test test-faults bench $(RUN)/epoch_0 out/eval/%: export HF_HUB_OFFLINE = 1
 quickstart $(RUN)/epoch_0: export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart install test lint bench clean
+.PHONY: quickstart install test test-faults lint bench eval report clean
 .DELETE_ON_ERROR:
 
 quickstart: out/eval/teacher out/eval/student_before out/eval/student_after
@@ -61,9 +64,17 @@ out/eval/student_after: $(RUN)/epoch_0 | $(DATA)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+test-faults: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/losses.py
+eval: | $(INSTALLED)
+	@test -n "$(MODEL)" -a -n "$(TASKS)" || { echo "error: make eval MODEL=directory TASKS=task,task" >&2; exit 1; }
+	$(BIN)/lm_eval run --model hf --model_args pretrained=$(MODEL) --tasks $(TASKS) \
+		--output_path $(MODEL)/eval $(EVAL_ARGS)
+report: | $(INSTALLED)
+	$(BIN)/python -m kd_analysis.compare $(or $(RUNS),out)
 clean:
 	rm -rf out data .pytest_cache .ruff_cache .mypy_cache

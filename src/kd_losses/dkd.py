@@ -70,8 +70,10 @@ class DKDLoss(NormalizedLoss):
         return loss, grad.scatter_(-1, target.unsqueeze(-1), target_grad)
 
     def _target(self, teacher_NV: Tensor, labels: Tensor) -> Tensor:
-        favourite = topk_indices(teacher_NV, 1).squeeze(-1)
-        return labels.where(labels != self.ignore_index, favourite)
+        missing = labels == self.ignore_index
+        if not missing.any():
+            return labels
+        return topk_indices(teacher_NV, 1).squeeze(-1).where(missing, labels)
 
     def _sum(self, target: Tensor, others: Tensor) -> Tensor:
         return self.alpha * target + self.beta * others
@@ -80,5 +82,8 @@ class DKDLoss(NormalizedLoss):
 def _decouple(logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
     """Return log-probabilities (target, rest) ``[N, 2]`` and those of the others ``[N, V]``."""
     others = without_target(logits_NV, target_N)
-    pair = torch.stack([at_target(logits_NV, target_N), others.logsumexp(-1)], dim=-1)
-    return pair.log_softmax(-1), others.log_softmax(-1)
+    log_others = others.log_softmax(-1)
+    # What log-softmax took off is the others' logsumexp, which would cost as much once more.
+    logsumexp = others.amax(-1) - log_others.amax(-1)
+    pair = torch.stack([at_target(logits_NV, target_N), logsumexp], dim=-1)
+    return pair.log_softmax(-1), log_others

@@ -32,7 +32,21 @@ class TopKKLLoss(KDLoss):
 
     def per_token(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of every token."""
+        return kl(*self._of_favourites(student_logits, teacher_logits)[1:])
+
+    def per_token_and_grad(
+        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, weight: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return `per_token` and its weighted gradient, ``(q − p)/T`` at the favourites."""
+        ids, log_p, log_q = self._of_favourites(student_logits, teacher_logits)
+        slope = (log_q.exp() - log_p.exp()).mul_(weight / self.temperature)
+        return kl(log_p, log_q), student_logits.zero_().scatter_(-1, ids, slope)
+
+    def _of_favourites(
+        self, student_logits: Tensor, teacher_logits: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the teacher's ``top_k`` ids and both sides' log-probabilities among them."""
         ids = topk_indices(teacher_logits, self.top_k)
         log_p = torch.log_softmax(teacher_logits.gather(-1, ids) / self.temperature, dim=-1)
         log_q = torch.log_softmax(student_logits.gather(-1, ids) / self.temperature, dim=-1)
-        return kl(log_p, log_q)
+        return ids, log_p, log_q
