@@ -161,6 +161,18 @@ def _mesh(device: torch.device, world_size: int, replicas: int) -> DeviceMesh:
     return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
 
 
+def make_sharded(cfg: DictConfig) -> Sharded:
+    """The placement that a checked config describes, on the ranks of the process group."""
+    return Sharded(
+        cfg.device,
+        reshard_after_forward=cfg.fsdp_reshard_after_forward,
+        cpu_offload=cfg.fsdp_cpu_offload,
+        custom_sharded_layers=cfg.custom_sharded_layers,
+        shard_teacher=cfg.teacher_sharding == "full",
+        replicas=cfg.data_parallel_replicate_dim,
+    )
+
+
 def run_sharded(cfg: DictConfig) -> None:
     """Run on every rank that the launcher started.
 
@@ -176,16 +188,6 @@ def run_sharded(cfg: DictConfig) -> None:
     backend = training.get_distributed_backend(cfg.device, cfg.fsdp_cpu_offload)
     dist.init_process_group(backend)
     try:
-        run(
-            cfg,
-            Sharded(
-                cfg.device,
-                reshard_after_forward=cfg.fsdp_reshard_after_forward,
-                cpu_offload=cfg.fsdp_cpu_offload,
-                custom_sharded_layers=cfg.custom_sharded_layers,
-                shard_teacher=cfg.teacher_sharding == "full",
-                replicas=cfg.data_parallel_replicate_dim,
-            ),
-        )
+        run(cfg, make_sharded(cfg))
     finally:
         dist.destroy_process_group()
