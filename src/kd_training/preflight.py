@@ -29,19 +29,22 @@ class Memory:
     Attributes:
         student: Weights, gradients and optimizer state of the student.
         teacher: The teacher's weights.
+        gathered: What sharding has to bring together: two layers at a time, and embeddings and
+            head, which stay, because the loss projects with the head outside of the forward.
         activations: What the forward keeps for the backward, for a micro-batch of longest samples.
         logits: The chunked pass's buffers.
     """
 
     student: float
     teacher: float
+    gathered: float
     activations: float
     logits: float
 
     @property
     def total(self) -> float:
         """Their sum."""
-        return self.student + self.teacher + self.activations + self.logits
+        return sum(vars(self).values())
 
     def line(self, device: torch.device) -> str:
         """The estimate in one line, beside what the device has."""
@@ -61,10 +64,12 @@ def estimate_memory(
     shards = placement.world_size // cfg.data_parallel_replicate_dim
     total, trainable = count_parameters(student)
     weights = (total + trainable * (1 + _OPTIMIZER_STATES)) * dtype.itemsize / shards
+    gathered = _gathered(student, shards) * dtype.itemsize
     teacher_weights = 0.0
     if teacher is not None:
-        whole = cfg.teacher_sharding == "none"
-        teacher_weights = count_parameters(teacher)[0] * dtype.itemsize / (1 if whole else shards)
+        teacher_shards = 1 if cfg.teacher_sharding == "none" else shards
+        teacher_weights = count_parameters(teacher)[0] * dtype.itemsize / teacher_shards
+        gathered += _gathered(teacher, teacher_shards) * dtype.itemsize
     length = OmegaConf.select(cfg, "tokenizer.max_seq_len") or _MEASURED_BY
     width = cfg.batch_size * length * student.tok_embeddings.embedding_dim * dtype.itemsize
     layers = len(student.layers)
@@ -73,7 +78,14 @@ def estimate_memory(
         kept = layers + _KEPT_PER_LAYER  # every layer's input, and one layer at a time
     on_gpu = placement.device.type == "cuda"
     logits = 1.25 * _GIB if on_gpu else 0.05 * _GIB
-    return Memory(weights, teacher_weights, kept * width, logits)
+    return Memory(weights, teacher_weights, gathered, kept * width, logits)
+
+
+def _gathered(model: Any, shards: int) -> float:
+    """Parameters that a rank holds of the others' shares at the peak."""
+    layer = count_parameters(model.layers[0])[0]
+    outside = count_parameters(model)[0] - count_parameters(model.layers)[0]
+    return (1 - 1 / shards) * (2 * layer + outside)
 
 
 def available_memory(device: torch.device) -> float:
