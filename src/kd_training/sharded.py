@@ -66,7 +66,9 @@ class Sharded:
                 "outside of the model's forward"
             )
         self._conditions = [partial(training.get_shard_conditions, names_to_match=names)]
-        self._reshard, self._offload = reshard_after_forward, cpu_offload
+        self._reshard = reshard_after_forward
+        # The shards of CPU processes are in host memory as it is.
+        self._offload = cpu_offload and self.device.type != "cpu"
         self._shard_teacher = shard_teacher
         self._mesh = _mesh(self.device, self.world_size, replicas)
 
@@ -82,9 +84,11 @@ class Sharded:
             reshard_after_forward=self._reshard,
             dp_mesh=self._mesh,
         )
-        assert isinstance(model, FSDPModule)
-        # The root holds the head, which the loss uses after the forward has ended.
-        model.set_reshard_after_forward(False, recurse=False)
+        # The loss uses the head after the forward has ended. The root holds it, unless it is tied
+        # to embeddings that are gathered on their own.
+        for module in (model, getattr(model.output, "tied_module", None)):
+            if isinstance(module, FSDPModule):
+                module.set_reshard_after_forward(False, recurse=False)
         options = StateDictOptions(
             full_state_dict=True, broadcast_from_rank0=True, cpu_offload=self._offload
         )
@@ -185,8 +189,10 @@ def run_sharded(cfg: DictConfig) -> None:
             "--config …; for one device use kd_single_device"
         )
     cfg = check_config(cfg)
-    backend = training.get_distributed_backend(cfg.device, cfg.fsdp_cpu_offload)
-    dist.init_process_group(backend)
+    device = find_device(cfg.device).type
+    # What is offloaded needs gloo beside the GPUs' backend; CPU processes have nothing else.
+    offload = cfg.fsdp_cpu_offload and device != "cpu"
+    dist.init_process_group(training.get_distributed_backend(device, offload))
     try:
         run(cfg, make_sharded(cfg))
     finally:
