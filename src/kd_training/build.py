@@ -142,6 +142,19 @@ def build_checkpointer(cfg: DictConfig, key: str) -> Any:
     return checkpointer
 
 
+def check_optimizer(optimizer: Any) -> None:
+    """Refuse an optimizer whose state a checkpoint could not keep.
+
+    Raises:
+        ValueError: If it has none, as torchao's CPUOffloadOptimizer.
+    """
+    if not hasattr(optimizer, "state"):
+        raise ValueError(
+            f"config: optimizer: {type(optimizer).__name__} keeps its state where no checkpoint "
+            "reaches it; use torchao.optim.AdamW8bit, or kd_distributed with fsdp_cpu_offload: true"
+        )
+
+
 def build_profiler(cfg: DictConfig) -> Any:
     """torchtune's profiler as ``profiler`` sets it up; one that does nothing without that key."""
     if cfg.profiler is None:

@@ -101,6 +101,7 @@ class Trainer:
                 groups.append({"params": projections} | ({} if lr is None else {"lr": lr}))
                 parameters = parameters + projections
         optimizer = component(cfg.optimizer, "optimizer", groups)
+        build.check_optimizer(optimizer)
         scheduler = component(
             cfg.lr_scheduler,
             "lr_scheduler",

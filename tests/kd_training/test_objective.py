@@ -4,6 +4,7 @@ import pytest
 import tiny
 import torch
 from torch.nn import functional as F
+from torchtune.modules import TransformerDecoder
 from transformers import AutoModelForCausalLM
 
 from kd_training.objective import PARTS
@@ -145,6 +146,20 @@ def test_a_prompt_loss_covers_exactly_the_positions_without_a_label(make_trainer
     whole = dict(zip(PARTS, everywhere.objective(batch, torch.ones(4)).parts, strict=True))
     assert parts["prompt_kd"] > 0
     assert (parts["kd"] + parts["prompt_kd"]).item() == pytest.approx(whole["kd"].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(("kd", "decoders"), [(0.0, 1), (1.0, 2)])
+def test_weights_of_zero_run_no_teacher(make_trainer, monkeypatch, kd, decoders):
+    scales = {"ce": 1.0, "kd": kd, "ir": 0.0}
+    trainer = make_trainer({"loss_scaling.manual_scales": scales})
+    ran, forward = [], TransformerDecoder.forward
+    monkeypatch.setattr(
+        TransformerDecoder,
+        "forward",
+        lambda self, *a, **k: ran.append(self) or forward(self, *a, **k),
+    )
+    trainer.step([batch_of(trainer, [0, 1]), batch_of(trainer, [2])], 1)
+    assert len(ran) == 2 * decoders, "forwards of two micro-batches"
 
 
 def test_weights_of_zero_leave_the_teacher_out(make_trainer):
