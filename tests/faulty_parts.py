@@ -36,9 +36,9 @@ class FaultyLoss(ForwardKLLoss):
 
     def per_token(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         self.calls += 1
-        time.sleep(self.seconds)
         if self.calls in self.signal_at:
             signal.raise_signal(self.number)
+        time.sleep(self.seconds)
         loss = super().per_token(student_logits, teacher_logits, labels)
         return loss * torch.nan if self.calls in self.nan_at else loss
 

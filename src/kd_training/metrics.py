@@ -5,6 +5,7 @@ import math
 import re
 import resource
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -71,8 +72,14 @@ class Metrics:
             return
         line = " ".join(f"{k} {v:.4g}" for k, v in values.items() if not _DETAIL.search(k))
         self.say(f"step {step}/{self._bar.total} | {line}")
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
+        except OSError as err:
+            raise OSError(
+                f"{self._file.name} could not be written: {err}; free some space, then set "
+                "resume_from_checkpoint=true"
+            ) from err
         for logger in self._loggers:
             logger.log_dict(values, step=step)
 
@@ -86,7 +93,9 @@ class Metrics:
         if not self._main:
             return
         self._bar.close()
-        self._file.close()
+        # Every line was flushed when it was written: what fails now has been reported.
+        with suppress(OSError):
+            self._file.close()
         for logger in self._loggers:
             logger.close()
 
@@ -94,7 +103,9 @@ class Metrics:
 def _drop_after(path: Path, step: int) -> None:
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        path.write_text("".join(line for line in lines if _step(line) <= step), encoding="utf-8")
+        kept = path.with_name(f".{path.name}.partial")
+        kept.write_text("".join(line for line in lines if _step(line) <= step), encoding="utf-8")
+        kept.replace(path)
 
 
 def _step(line: str) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
 from torchtune import training
 
 from hf_models import HFCheckpointer, merged_state_dict
@@ -50,7 +51,10 @@ def start_output(cfg: DictConfig, output_dir: Path, resumed: bool) -> Path | Non
         previous.mkdir(parents=True)
         for path in earlier:
             shutil.move(path, previous / path.name)
-    OmegaConf.save(cfg, output_dir / "config.yaml", resolve=True)
+    # A full disk must not cost a resumed run the config that it goes on with.
+    written = output_dir / ".config.yaml.partial"
+    OmegaConf.save(cfg, written, resolve=True)
+    written.replace(output_dir / "config.yaml")
     return previous
 
 
@@ -73,6 +77,9 @@ def save_student(
 
     Returns:
         The directory, where it is one of ours and this rank has written it.
+
+    Raises:
+        OSError: If it cannot be written; an earlier one at its place stays as it is.
     """
     state = placement.full_state_dict(student)
     if placement.rank != 0:
@@ -83,13 +90,19 @@ def save_student(
         checkpoint |= {training.ADAPTER_KEY: adapter, training.ADAPTER_CONFIG: adapter_config}
     # Only our own checkpointer can write a folder that is not an epoch's.
     where = {"dirname": BEST} if best else {}
-    checkpointer.save_checkpoint(
-        checkpoint,
-        epoch=epoch,
-        intermediate_checkpoint=not last,
-        adapter_only=adapter_only,
-        **where,
-    )
+    try:
+        checkpointer.save_checkpoint(
+            checkpoint,
+            epoch=epoch,
+            intermediate_checkpoint=not last,
+            adapter_only=adapter_only,
+            **where,
+        )
+    except (OSError, SafetensorError) as err:
+        raise OSError(
+            f"{'the best student' if best else f'the student of epoch {epoch}'} could not be "
+            f"written: {err}; free some space, then set resume_from_checkpoint=true"
+        ) from err
     if not isinstance(checkpointer, HFCheckpointer) or checkpointer.output_dir is None:
         return None
     return checkpointer.output_dir / (BEST if best else f"epoch_{epoch}")

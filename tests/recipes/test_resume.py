@@ -152,7 +152,14 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("case", OTHERS)
+QUICK = ("all weights", "SGD", "another seed each time")
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=() if case in QUICK else slow) for case in OTHERS],
+)
 def test_other_setups_go_on_as_well(tune_run, config_file, tmp_path, case):
     """Stopped by a checkpoint's age instead of a signal: the files of step 3 of 4 are put back."""
     config = yaml.safe_load(config_file.read_text()) | {"epochs": 2, "save_every_n_steps": 3}
