@@ -61,7 +61,8 @@ def estimate_memory(
     cfg: DictConfig, student: Any, teacher: Any, dtype: torch.dtype, placement: Placement
 ) -> Memory:
     """Count bytes from the models on the meta device, the batch and the number of devices."""
-    shards = placement.world_size // cfg.data_parallel_replicate_dim
+    # One device takes the config of many as it is.
+    shards = max(1, placement.world_size // cfg.data_parallel_replicate_dim)
     total, trainable = count_parameters(student)
     weights = (total + trainable * (1 + _OPTIMIZER_STATES)) * dtype.itemsize / shards
     gathered = _gathered(student, shards) * dtype.itemsize
