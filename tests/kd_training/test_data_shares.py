@@ -1,0 +1,128 @@
+"""Which rank sees which sample: for any number of samples, ranks, batch size and accumulation."""
+
+from dataclasses import dataclass
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kd_training.data import build_loader, build_val_loader, first_batch, grouped, skip_to
+
+IGNORE, PAD = -100, 10_000
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Rank:
+    """As much of a placement as data needs."""
+
+    rank: int
+    world_size: int
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How many samples there are, and how they are shared."""
+
+    num_samples: int
+    ranks: int
+    batch_size: int
+    accumulation: int
+    shuffle: bool = True
+
+    @property
+    def global_batch(self):
+        return self.ranks * self.batch_size * self.accumulation
+
+    def loaders(self):
+        options = {"batch_size": self.batch_size, "shuffle": self.shuffle, "seed": 3}
+        samples = numbered(self.num_samples)
+        return [
+            build_loader(samples, Rank(rank, self.ranks), PAD, IGNORE, **options)
+            for rank in range(self.ranks)
+        ]
+
+    def steps(self, loaders, epoch, done=0):
+        """The sorted samples of each optimizer step, over all ranks; ``done`` steps are skipped."""
+        shares = []
+        for loader in loaders:
+            skip_to(loader, epoch, done * self.batch_size * self.accumulation)
+            groups = grouped(loader, self.accumulation, CPU)
+            shares.append([[n for batch in group for n in numbers(batch)] for group in groups])
+        assert len({len(share) for share in shares}) == 1, "a rank would wait for the others"
+        return [sorted(n for part in step for n in part) for step in zip(*shares, strict=True)]
+
+
+def numbered(num_samples):
+    """Samples of two tokens whose first is their number."""
+    return [{"tokens": [i, 1], "labels": [i, 1]} for i in range(num_samples)]
+
+
+def numbers(batch):
+    return batch["tokens"][:, 0].tolist()
+
+
+def setups(max_samples=60):
+    few = st.integers(1, 4)
+    return st.builds(Setup, st.integers(1, max_samples), few, few, few, st.booleans())
+
+
+@settings(deadline=None, max_examples=60)
+@given(setups(), st.integers(0, 3))
+def test_a_sample_is_seen_once_an_epoch_or_belongs_to_the_incomplete_last_step(setup, epoch):
+    loaders = setup.loaders()
+    steps = setup.steps(loaders, epoch)
+    seen = [n for step in steps for n in step]
+    assert len(seen) == len(set(seen))
+    assert all(len(step) == setup.global_batch for step in steps)
+    assert len(steps) == setup.num_samples // setup.global_batch
+    assert {len(loader) // setup.accumulation for loader in loaders} == {len(steps)}
+
+
+@settings(deadline=None, max_examples=60)
+@given(setups(), st.integers(0, 3), st.integers(0, 10))
+def test_going_on_in_the_middle_gives_the_rest_of_the_epoch(setup, epoch, done):
+    whole = setup.steps(setup.loaders(), epoch)
+    assert setup.steps(setup.loaders(), epoch, min(done, len(whole))) == whole[done:]
+
+
+@settings(deadline=None, max_examples=60)
+@given(setups(), st.integers(0, 3))
+def test_a_step_has_the_same_samples_on_any_number_of_ranks(setup, epoch):
+    alone = Setup(setup.num_samples, 1, setup.global_batch, 1, setup.shuffle)
+    assert setup.steps(setup.loaders(), epoch) == alone.steps(alone.loaders(), epoch)
+
+
+@settings(deadline=None, max_examples=40)
+@given(setups(), st.integers(0, 3))
+def test_an_epoch_that_was_left_early_does_not_change_the_next(setup, left_after):
+    used = setup.loaders()
+    for loader in used:
+        if len(loader):
+            first_batch(loader, CPU)
+        skip_to(loader, 0, 0)
+        for _ in zip(range(left_after), grouped(loader, setup.accumulation, CPU), strict=False):
+            pass
+    assert setup.steps(used, 1) == setup.steps(setup.loaders(), 1)
+
+
+def test_epochs_differ_and_a_seed_repeats_them():
+    setup = Setup(40, 2, 2, 2)
+    first = setup.steps(setup.loaders(), 0)
+    assert first == setup.steps(setup.loaders(), 0)
+    assert first != setup.steps(setup.loaders(), 1)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 5))
+def test_validation_sees_every_sample_exactly_once(num_samples, ranks, batch_size):
+    samples, seen, lengths = numbered(num_samples), [], set()
+    for rank in range(ranks):
+        loader = build_val_loader(samples, Rank(rank, ranks), PAD, IGNORE, batch_size)
+        lengths.add(len(loader))
+        for batch in loader:
+            counted = (batch["labels"] != IGNORE).any(1)
+            assert torch.equal(counted, batch["valid"].any(1)), "blank samples count nowhere"
+            seen += batch["tokens"][counted, 0].tolist()
+    assert sorted(seen) == list(range(num_samples))
+    assert len(lengths) == 1, "a rank would wait for the others"
