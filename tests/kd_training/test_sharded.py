@@ -29,8 +29,10 @@ PARITY = 1e-5
 # A bf16 number has 8 bits: one rounding is up to 2^-8 = 4e-3 off. The loss is a mean over a hundred
 # tokens, the gradient's norm one over many entries, and Adam may turn around what is near 0.
 BF16_PARITY = {"loss": 2e-3, "gradient": 2e-2, "weights": 2e-2}
-COMPILED = ["compile"]  # inductor's C++ takes minutes for it on a CPU
-QUICK = [case for case in CASES if case not in COMPILED]
+# Each is part of another case, which `make test` runs.
+SLOW = ["accumulation", "clipping", "untied head", "all weights", "bf16, all weights"]
+COMPILED = "compile"  # inductor's C++ takes minutes for it on a CPU
+QUICK = [case for case in CASES if case not in (*SLOW, COMPILED)]
 ON_ONE_RANK = ["projections", "all weights, untied head", "cpu offload"]
 REPOSITORY = Path(__file__).parents[2]
 
@@ -45,7 +47,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sharded_runs(root):
-    """Runs all quick cases on so many ranks, once."""
+    """Runs cases on so many ranks, once; the quick ones if none are named."""
     done = set()
 
     def run(ranks, cases=(*QUICK, *SPOILT)):
@@ -142,14 +144,20 @@ def test_two_ranks_are_one_device(sharded_runs, table, case):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", QUICK)
+@pytest.mark.parametrize("case", SLOW)
+def test_two_ranks_are_one_device_in_the_simpler_cases(sharded_runs, table, case):
+    check_parity(sharded_runs(2, tuple(SLOW)), case, 2, table)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [*QUICK, *SLOW])
 def test_four_ranks_are_one_device(sharded_runs, table, case):
-    check_parity(sharded_runs(4), case, 4, table)
+    check_parity(sharded_runs(4, (*QUICK, *SLOW)), case, 4, table)
 
 
 @pytest.mark.slow
 def test_compiled_layers_on_two_ranks_are_those_of_one_device(sharded_runs, table):
-    check_parity(sharded_runs(2, ("compile",)), "compile", 2, table)
+    check_parity(sharded_runs(2, (COMPILED,)), COMPILED, 2, table)
 
 
 @pytest.mark.parametrize("case", ON_ONE_RANK)

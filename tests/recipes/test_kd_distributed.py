@@ -1,0 +1,130 @@
+"""`tune run kd_distributed` in processes of its own: a rank that breaks, going on, two nodes."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from processes import importable
+from resuming import checkpoints, records
+from safetensors.torch import load_file
+from torch.utils.data import DistributedSampler
+
+from kd_training.recipe_state import newest_state
+
+STEPS = 4
+NUM_SAMPLES = 400
+# Read by rank 1 in the last step, and not among the first hundred, whose lengths are looked at.
+BROKEN = max(list(DistributedSampler(range(NUM_SAMPLES), 2, 1, seed=1))[2 * STEPS - 2 : 2 * STEPS])
+LAUNCHED = {"PYTHONPATH": importable(), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def config(config_file):
+    """Four steps of 4 samples on two ranks, with a checkpoint after each."""
+    config = yaml.safe_load(config_file.read_text())
+    config |= {
+        "dataset": {"_component_": "uneven_samples.UnevenSamples", "size": NUM_SAMPLES},
+        "seed": 1,
+        "max_steps_per_epoch": STEPS,
+        "batch_size": 2,
+        "gradient_accumulation_steps": 1,
+        "save_every_n_steps": 1,
+        "keep_last_n": 9,
+    }
+    config_file.write_text(yaml.safe_dump(config))
+    return config_file
+
+
+def launch(*arguments):
+    command = [Path(sys.executable).with_name("tune"), "run", *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        env=os.environ | LAUNCHED,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def whole_run(tune_run, config, root):
+    """The output of the same steps on one device, without a break."""
+    output = root / "whole"
+    code, _, err = tune_run("kd_single_device", config, f"output_dir={output}", "batch_size=4")
+    assert code == 0, err
+    return output
+
+
+def check_same_run(actual, expected):
+    """The same numbers at every step and the same student, to 1e-5."""
+    ours, theirs = records(actual), records(expected)
+    assert [r["step"] for r in ours] == list(range(1, STEPS + 1))
+    for one, other in zip(ours, theirs, strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-8)
+    students = [load_file(d / "epoch_0" / "model.safetensors") for d in (actual, expected)]
+    for name, weight in students[1].items():
+        assert (students[0][name] - weight).norm() < 1e-5 * weight.norm()
+
+
+@pytest.fixture
+def broken_run(config, tmp_path):
+    """What a run of two ranks has left whose rank 1 raises in the last step."""
+    start = time.monotonic()
+    process = launch("--nproc_per_node", 2, "kd_distributed", "--config", config,
+                     f"dataset.fails_at={BROKEN}")  # fmt: skip
+    _, err = process.communicate(timeout=300)
+    assert BROKEN >= 100
+    assert process.returncode == 1, err
+    assert f"error: sample {BROKEN} is broken" in err
+    broke = max(p.stat().st_mtime for p in (tmp_path / "out" / "recipe_state").glob("step_*"))
+    assert time.time() - broke < 60, "the other rank must not wait for the broken one"
+    assert time.monotonic() - start < 200
+    return tmp_path / "out"
+
+
+def test_a_broken_rank_ends_the_job_and_one_device_goes_on(broken_run, config, tune_run, tmp_path):
+    assert checkpoints(broken_run) == [1, 2, 3]
+    newest, damaged = newest_state(broken_run)
+    assert (newest, damaged) == (broken_run / "recipe_state" / "step_3", [])
+    assert not (broken_run / "epoch_0").exists()
+    code, out, err = tune_run(
+        "kd_single_device", config, "batch_size=4", "resume_from_checkpoint=true"
+    )
+    assert code == 0, err
+    assert f"resumed from {newest}" in out
+    check_same_run(broken_run, whole_run(tune_run, config, tmp_path))
+
+
+@pytest.mark.slow
+def test_four_ranks_go_on_from_two(broken_run, config, tune_run, tmp_path):
+    process = launch("--nproc_per_node", 4, "kd_distributed", "--config", config,
+                     "batch_size=1", "resume_from_checkpoint=true")  # fmt: skip
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    check_same_run(broken_run, whole_run(tune_run, config, tmp_path))
+
+
+@pytest.mark.slow
+def test_two_nodes_meet_at_an_endpoint(config, tune_run, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{free.getsockname()[1]}"
+    nodes = [
+        launch("--nnodes", 2, "--nproc_per_node", 1, "--rdzv_backend", "c10d", "--rdzv_id", "kd",
+               "--rdzv_endpoint", endpoint, "kd_distributed", "--config", config)
+        for _ in range(2)
+    ]  # fmt: skip
+    for node in nodes:
+        _, err = node.communicate(timeout=300)
+        assert node.returncode == 0, err
+    check_same_run(tmp_path / "out", whole_run(tune_run, config, tmp_path))
+
+
+def test_without_a_launcher_the_recipe_names_it(tune_run, config):
+    code, _, err = tune_run("kd_distributed", config)
+    assert code == 1
+    assert "kd_distributed needs the launcher: tune run --nproc_per_node N kd_distributed" in err
