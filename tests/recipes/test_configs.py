@@ -21,7 +21,6 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 RUNS = [path for path in CONFIGS if "model" in OmegaConf.load(path)]
 OFFICIAL = runpy.run_path(str(ROOT / "tests" / "kd_data" / "official_tasks.py"))
 TASK = "kd_data.lm_eval_task"
-# Several alternatives on one line of a header are no command.
 COMMAND = re.compile(r"^(?:# +)?((?:tune run|lm_eval|make eval) .*)$", re.MULTILINE)
 
 
@@ -138,7 +137,7 @@ COMMANDS = [
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_documented_commands_name_keys_tasks_and_outputs_that_exist(command):
+def test_documented_commands_name_keys_and_tasks_that_exist(command):
     if command[0] == "tune":
         config = command[command.index("--config") + 1]
         cfg = with_overrides(ROOT / config, command[command.index("--config") + 2 :])
