@@ -21,11 +21,11 @@ from torchtune import training
 
 from hf_models.loading import complete_state, compute_rope
 from kd_training.config import check_config
+from kd_training.launcher import last_words
 from kd_training.placement import find_device, load_whole, read_weights
 from kd_training.trainer import run
 
-warnings.filterwarnings("ignore", message="`_get_pg_default_device`")
-warnings.filterwarnings("ignore", message="Multiple backends are registered")
+warnings.filterwarnings("ignore", message="`_get_pg_default_device`|Multiple backends are")
 
 
 class Sharded:
@@ -132,8 +132,7 @@ class Sharded:
 
     def sum(self, values: Tensor) -> Tensor:
         """One all-reduce."""
-        summed = values.to(self.device, copy=True)
-        dist.all_reduce(summed)
+        dist.all_reduce(summed := values.to(self.device, copy=True))
         return summed
 
     def gather(self, value: Any) -> list[Any]:
@@ -177,6 +176,7 @@ def make_sharded(cfg: DictConfig) -> Sharded:
     )
 
 
+@last_words()
 def run_sharded(cfg: DictConfig) -> None:
     """Run on every rank that the launcher started.
 

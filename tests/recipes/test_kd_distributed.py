@@ -79,7 +79,9 @@ def broken_run(config, tmp_path):
     _, err = process.communicate(timeout=300)
     assert BROKEN >= 100
     assert process.returncode == 1, err
-    assert f"error: sample {BROKEN} is broken" in err
+    first_to_fail = err.rpartition("Root Cause")[2]
+    assert "rank      : 1 " in first_to_fail
+    assert f"sample {BROKEN} is broken" in first_to_fail, "the last lines say why"
     broke = max(p.stat().st_mtime for p in (tmp_path / "out" / "recipe_state").glob("step_*"))
     assert time.time() - broke < 60, "the other rank must not wait for the broken one"
     assert time.monotonic() - start < 200

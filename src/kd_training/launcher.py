@@ -1,0 +1,24 @@
+"""What torchrun, which starts the ranks, is told by one that fails."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def last_words() -> Iterator[None]:
+    """Have the launcher's summary, which ends the output of all ranks, quote a rank's mistake.
+
+    Only that of the rank which fails first: the others fail in waiting for it.
+    """
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError) as err:
+        path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+        if path is not None:
+            words = {"message": " ".join(str(err).split()), "timestamp": int(time.time())}
+            Path(path).write_text(json.dumps(words))
+        raise
