@@ -16,7 +16,7 @@ from kd_analysis.analyze import analyze
 from kd_analysis.runs import analysis_of_run
 from kd_training import run_main
 from kd_training.config import check_component, check_config, component
-from kd_training.data import build_dataset
+from kd_training.samples import build_dataset
 
 
 @config.parse

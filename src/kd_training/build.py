@@ -4,7 +4,6 @@ Decoders are built on the meta device, which costs nothing and tells depth, widt
 that whatever does not fit together is found at once.
 """
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +11,17 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torchtune import training
-from torchtune.config._utils import _get_component_from_path
-from torchtune.modules import TransformerSelfAttentionLayer
+from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
 from torchtune.modules.loss import CEWithChunkedOutputLoss
 from torchtune.modules.peft import get_adapter_params, set_trainable_params
 
 from hf_models import HFCheckpointer, vocabulary_mismatch
 from kd_losses import ForwardKLLoss, KDLoss
-from kd_training.config import component, loss_weights, needs_teacher
+from kd_training.config import component
+from kd_training.kinds import expect
+from kd_training.matching import build_matcher
 from kd_training.objective import Objective
-from kd_training.schema import Scales
-from layer_mapping import LayerMatcher, resolve
-from layer_mapping.strategies import Pair
+from kd_training.values import loss_weights, needs_teacher
 
 _CROSS_ENTROPIES = (nn.CrossEntropyLoss, CEWithChunkedOutputLoss)
 
@@ -31,7 +29,9 @@ _CROSS_ENTROPIES = (nn.CrossEntropyLoss, CEWithChunkedOutputLoss)
 def build_decoder(cfg: DictConfig, key: str, dtype: torch.dtype) -> Any:
     """The decoder that ``cfg[key]`` names, on the meta device."""
     with training.set_default_dtype(dtype), torch.device("meta"):
-        return component(cfg[key], key)
+        decoder = component(cfg[key], key)
+    expect(isinstance(decoder, TransformerDecoder), cfg, key, "a torchtune decoder")
+    return decoder
 
 
 def build_student(cfg: DictConfig, dtype: torch.dtype) -> Any:
@@ -99,35 +99,6 @@ def _divergence(cfg: DictConfig, key: str, ignore_index: int) -> KDLoss | None:
     return loss
 
 
-def build_matcher(
-    cfg: DictConfig, weights: Scales, student: Any, teacher: Any, device: torch.device
-) -> LayerMatcher | None:
-    """The matched pairs with their projections; None where intermediate layers have no weight."""
-    if weights.ir == 0:
-        return None
-    if cfg.ir_loss is None:
-        raise ValueError(f"config: layer_mapping is {cfg.layer_mapping}, so ir_loss must be set")
-    with device:
-        return LayerMatcher(
-            pairs_of_epoch(cfg, student, teacher, 0),
-            component(cfg.ir_loss, "ir_loss"),
-            student.tok_embeddings.embedding_dim,
-            teacher.tok_embeddings.embedding_dim,
-            projection=cfg.layer_projection.mode,
-        )
-
-
-def pairs_of_epoch(cfg: DictConfig, student: Any, teacher: Any, epoch: int) -> list[Pair]:
-    """The (student, teacher) layers that ``layer_mapping`` matches in an epoch."""
-    spec = cfg.layer_mapping
-    if OmegaConf.is_config(spec):
-        spec = OmegaConf.to_container(spec, resolve=True)
-    if isinstance(spec, dict):
-        strategy = _get_component_from_path(spec.pop("_component_"))
-        spec = partial(strategy, **spec)
-    return resolve(spec, len(student.layers), len(teacher.layers), epoch)
-
-
 def build_quantization(cfg: DictConfig) -> Any:
     """``teacher_quantization``: ``nf4``, one of torchao's configs, or None."""
     node = cfg.teacher_quantization
@@ -159,8 +130,10 @@ def build_profiler(cfg: DictConfig) -> Any:
     """torchtune's profiler as ``profiler`` sets it up; one that does nothing without that key."""
     if cfg.profiler is None:
         return training.DummyProfiler()
-    profiler, _ = component(cfg.profiler, "profiler")
-    return profiler
+    built = component(cfg.profiler, "profiler")
+    fits = isinstance(built, tuple) and len(built) == 2
+    expect(fits, cfg, "profiler", "torchtune.training.setup_torch_profiler, or left out")
+    return built[0]
 
 
 def ignore_index(cfg: DictConfig) -> int:
@@ -192,8 +165,8 @@ def check_vocabularies(cfg: DictConfig) -> None:
         OmegaConf.select(cfg, f"{name}.checkpoint_dir")
         for name in ("checkpointer", "teacher_checkpointer")
     ]
-    if None in directories:
-        return
+    if not all(isinstance(directory, str) for directory in directories):
+        return  # nothing to compare, or for the checkpointers to refuse
     mismatch = vocabulary_mismatch(*map(Path, directories))
     if mismatch:
         raise ValueError(

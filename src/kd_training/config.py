@@ -10,26 +10,18 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 from torchtune.config import instantiate
 from torchtune.config._utils import _get_component_from_path
 
-from kd_training.schema import RunConfig, Scales
+from kd_training.kinds import check_class
+from kd_training.schema import RunConfig
+from kd_training.values import check_sections, check_values, keys_of
 
 _ALWAYS = ("model", "tokenizer", "checkpointer", "dataset", "optimizer")
 _COMPONENTS = ("model", "teacher_model", "tokenizer", "checkpointer", "teacher_checkpointer",
                "loss", "kd_loss", "prompt_kd_loss", "ir_loss", "dataset", "dataset_val",
                "optimizer", "lr_scheduler", "metric_logger", "profiler",
                "layer_mapping", "teacher_quantization")  # fmt: skip
+_LISTS = ("dataset", "dataset_val", "metric_logger")
 # These have a short form: a name (or pairs of layers).
 _NAMED = ("layer_mapping", "teacher_quantization")
-_CHOICES = {
-    "dtype": ("fp32", "bf16"),
-    "token_scope.kd": ("labels", "all"),
-    "token_scope.ir": ("labels", "all"),
-    "layer_projection.mode": ("auto", "always", "never"),
-    "teacher_sharding": ("full", "none"),
-}
-_AT_LEAST_ONE = ("batch_size", "batch_size_val", "epochs", "max_steps_per_epoch",
-                 "gradient_accumulation_steps", "log_every_n_steps",
-                 "run_val_every_n_steps", "save_every_n_steps", "keep_last_n",
-                 "data_parallel_replicate_dim")  # fmt: skip
 
 
 def check_config(cfg: DictConfig) -> DictConfig:
@@ -41,10 +33,11 @@ def check_config(cfg: DictConfig) -> DictConfig:
     """
     schema = OmegaConf.structured(RunConfig)
     try:
+        check_sections(cfg)
         checked = OmegaConf.merge(schema, cfg, _implied(cfg))
         OmegaConf.to_container(checked, resolve=True, throw_on_missing=False)
     except ConfigKeyError as err:
-        raise ValueError(_unknown_key(err, schema)) from err
+        raise ValueError(_unknown_key(err)) from err
     except ValidationError as err:
         raise ValueError(f"config: {err.full_key}: {str(err).splitlines()[0]}") from err
     except OmegaConfBaseException as err:
@@ -54,9 +47,9 @@ def check_config(cfg: DictConfig) -> DictConfig:
     missing += [key for key in _ALWAYS if key not in missing and checked[key] is None]
     if missing:
         raise ValueError(f"config: {', '.join(map(str, missing))} must be set")
-    _check_values(checked)
     for key, node in _components(checked):
         check_component(key, node)
+    check_values(checked)
     return checked
 
 
@@ -82,76 +75,35 @@ def component(node: Any, key: str, *args: Any, **kwargs: Any) -> Any:
     try:
         return instantiate(node, *args, **kwargs)
     except Exception as err:  # any component may be named, so it may raise anything
-        why = " ".join(str(err).split()) or type(err).__name__
-        raise ValueError(f"config: {key}: {why}") from err
+        raise ValueError(f"config: {key}{_source(node, str(err))}: {reason(err)}") from err
 
 
-def loss_weights(cfg: DictConfig) -> Scales:
-    """The weight of each part: ``manual_scales`` if enabled, else ``1 - kd_ratio``, ``kd_ratio``.
-
-    The intermediate layers' weight is ``loss_scaling.manual_scales.ir`` either way, and 0 where
-    ``layer_mapping`` is ``none``. With ``dynamic`` it is the shares that the weights start from.
-    """
-    scaling = cfg.loss_scaling
-    dynamic = scaling.enabled and scaling.dynamic is not None
-    scales = scaling.dynamic.shares if dynamic else scaling.manual_scales
-    ir = 0.0 if cfg.layer_mapping in (None, "none") else scales.ir
-    if cfg.loss_scaling.enabled:
-        return Scales(scales.ce, scales.kd, ir)
-    return Scales(1 - cfg.kd_ratio, cfg.kd_ratio, ir)
+def reason(err: BaseException) -> str:
+    """What went wrong, and what it came from, in one line."""
+    text = " ".join(str(err).split()) or type(err).__name__
+    while cause := err.__cause__ or err.__context__:
+        err = cause
+    root = " ".join(str(err).split())
+    return text if root in text else f"{text}: {root}"
 
 
-def needs_teacher(weights: Scales) -> bool:
-    """Whether any part with a weight looks at the teacher."""
-    return weights.kd > 0 or weights.ir > 0
-
-
-def _check_values(cfg: DictConfig) -> None:
-    for key, allowed in _CHOICES.items():
-        value = OmegaConf.select(cfg, key)
-        if value not in allowed:
-            why = (
-                " (fp16 needs gradient scaling, which is not done here)" if value == "fp16" else ""
-            )
-            raise ValueError(f"config: {key} is {value!r}; use {' or '.join(allowed)}{why}")
-    for key in _AT_LEAST_ONE:
-        if cfg[key] is not None and cfg[key] < 1:
-            raise ValueError(f"config: {key} is {cfg[key]}; it must be at least 1")
-    if cfg.clip_grad_norm is not None and not cfg.clip_grad_norm > 0:
-        raise ValueError(f"config: clip_grad_norm is {cfg.clip_grad_norm}; it must be above 0")
-    if cfg.skip_nonfinite_steps < 0:
-        raise ValueError(
-            f"config: skip_nonfinite_steps is {cfg.skip_nonfinite_steps}; it must be at least 0"
-        )
-    if not 0 <= cfg.kd_ratio <= 1:
-        raise ValueError(f"config: kd_ratio is {cfg.kd_ratio}; it must lie between 0 and 1")
-    dynamic = cfg.loss_scaling.dynamic
-    if dynamic is not None and not 0 <= dynamic.ema < 1:
-        raise ValueError(f"config: loss_scaling.dynamic.ema is {dynamic.ema}; use 0 <= ema < 1")
-    for key in ("manual_scales", "dynamic.shares"):
-        scales = OmegaConf.select(cfg.loss_scaling, key) or {}
-        for part in scales:
-            if not 0 <= scales[part] < float("inf"):
-                raise ValueError(
-                    f"config: loss_scaling.{key}.{part} is {scales[part]}; "
-                    "it must be a finite number of at least 0"
-                )
-    if needs_teacher(loss_weights(cfg)):
-        for key in ("teacher_model", "teacher_checkpointer", "kd_loss"):
-            if cfg[key] is None and not (key == "kd_loss" and loss_weights(cfg).kd == 0):
-                raise ValueError(f"config: {key} must be set (or give kd and ir the weight 0)")
-    if cfg.run_val_every_n_steps is not None and cfg.dataset_val is None:
-        raise ValueError("config: run_val_every_n_steps is set, but there is no dataset_val")
+def _source(node: Any, known: str) -> str:
+    """The files that a component was to read, unless the message names them anyway."""
+    for name in ("data_files", "checkpoint_dir"):
+        value = node.get(name) if isinstance(node, DictConfig) else None
+        if value is not None and str(value) not in known:
+            return f" ({value})"
+    return ""
 
 
 def _components(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
     """Each ``(key, node)`` of the config that names a component, lists of components included."""
     for key in _COMPONENTS:
         value = cfg[key]
-        nodes = value if isinstance(value, ListConfig) else [value]
+        nodes = value if isinstance(value, ListConfig) and key in _LISTS else [value]
         for i, node in enumerate(nodes):
             if isinstance(node, DictConfig):
-                yield (f"{key}[{i}]" if isinstance(value, ListConfig) else key), node
+                yield (key if node is value else f"{key}[{i}]"), node
             elif node is not None and not (key in _NAMED and isinstance(node, str | ListConfig)):
                 raise ValueError(f"config: {key} must name a _component_, not {node!r}")
 
@@ -166,11 +118,18 @@ def check_component(key: str, node: DictConfig) -> None:
         near = _nearest("_component_", node)
         raise ValueError(f"config: {key} has no _component_{near}")
     path = node["_component_"]
+    if not isinstance(path, str):
+        raise ValueError(
+            f"config: {key}._component_ is {path!r}; it must be a dotted name, such as "
+            "kd_losses.ForwardKLLoss"
+        )
     try:
-        parameters = inspect.signature(_get_component_from_path(path)).parameters
+        named = _get_component_from_path(path)
+        parameters = inspect.signature(named).parameters
     except (Exception, SystemExit) as err:  # whatever importing the user's module raises
         why = " ".join(str(err).split())
         raise ValueError(f"config: {key}._component_ {path!r} cannot be imported: {why}") from err
+    check_class(key, path, named)
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     for name in map(str, node):
@@ -180,11 +139,10 @@ def check_component(key: str, node: DictConfig) -> None:
             )
 
 
-def _unknown_key(err: ConfigKeyError, schema: DictConfig) -> str:
+def _unknown_key(err: ConfigKeyError) -> str:
     full_key = str(err.full_key)
     parent, _, name = full_key.rpartition(".")
-    siblings = OmegaConf.select(schema, parent) if parent else schema
-    return f"config: {full_key} is no key of a run{_nearest(name, siblings)}"
+    return f"config: {full_key} is no key of a run{_nearest(name, keys_of(parent))}"
 
 
 def _nearest(name: Any, valid: Iterable[Any]) -> str:

@@ -8,21 +8,19 @@ from itertools import islice
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
-from torchtune.datasets import ConcatDataset
 
 from kd_data import collate
 from kd_training.config import component
 from kd_training.placement import Placement
+from kd_training.samples import build_dataset, check_tokenizer
 
 # torchdata's loader announces itself to a counter that torch no longer keeps.
 warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
-
-_LOOK_FOR_LABELS_IN = 1000
 
 
 @dataclass
@@ -73,6 +71,7 @@ def build_data(cfg: DictConfig, placement: Placement, seed: int, ignore_index: i
         ValueError: If a dataset is empty, carries no label, or does not fill one step.
     """
     tokenizer = component(cfg.tokenizer, "tokenizer")
+    check_tokenizer(cfg, tokenizer)
     common = {"placement": placement, "pad_id": tokenizer.pad_id, "ignore_index": ignore_index}
     dataset = build_dataset(cfg.dataset, tokenizer, "dataset", ignore_index)
     loader = build_loader(
@@ -103,34 +102,6 @@ def build_data(cfg: DictConfig, placement: Placement, seed: int, ignore_index: i
         per_step * placement.world_size,
         seed if cfg.shuffle else None,
     )
-
-
-def build_dataset(
-    node: DictConfig | ListConfig, tokenizer: Any, key: str, ignore_index: int
-) -> Any:
-    """The dataset that ``node`` names; a list of nodes is concatenated.
-
-    Raises:
-        ValueError: If it is empty or its first samples carry no label at all.
-    """
-    if isinstance(node, ListConfig):
-        dataset = ConcatDataset([component(one, key, tokenizer) for one in node])
-    else:
-        dataset = component(node, key, tokenizer)
-    if len(dataset) == 0:
-        raise ValueError(f"{key} is empty; check its files, split and filters")
-    looked_at = min(len(dataset), _LOOK_FOR_LABELS_IN)
-    if not any(_has_target(dataset[i], ignore_index) for i in range(looked_at)):
-        raise ValueError(
-            f"{key}: all labels of its first {looked_at} samples are masked: nothing to learn; "
-            "check its columns, train_on_prompt/train_on_input and tokenizer.max_seq_len"
-        )
-    return dataset
-
-
-def _has_target(sample: dict[str, Any], ignore_index: int) -> bool:
-    # The first token is nobody's target.
-    return any(int(label) != ignore_index for label in sample["labels"][1:])
 
 
 def build_loader(

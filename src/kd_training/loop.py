@@ -8,8 +8,9 @@ from torch import Tensor
 
 from kd_analysis.model_card import write_model_card
 from kd_analysis.plots import plot_losses
-from kd_training import build, output, preflight
+from kd_training import output, preflight
 from kd_training.data import first_batch, grouped, skip_to
+from kd_training.matching import pairs_of_epoch
 from kd_training.metrics import METRICS_FILE, Metrics, peak_memory_gib
 from kd_training.recipe_state import save_state
 from kd_training.step import NonFiniteError
@@ -35,15 +36,14 @@ class Loop:
     def run(self) -> None:
         """Run all epochs, save a student after each, and draw the loss curves."""
         self._start()
-        self.trainer.profiler.start()
         try:
-            with StopSignal(self.placement) as stop:
+            self._introduce()
+            with self.trainer.profiler, StopSignal(self.placement) as stop:
                 for epoch in range(self.progress.epoch, self.cfg.epochs):
                     self._train_epoch(epoch, stop)
                     self._save_student(epoch)
                     self._save_state()
         finally:
-            self.trainer.profiler.stop()
             self.metrics.close()
         if self.placement.rank == 0:
             output.write_summary(self.trainer.output_dir, self._summary())
@@ -69,7 +69,9 @@ class Loop:
             self.metrics.say(f"warning: {warning}")
         if previous is not None:
             self.metrics.say(f"the earlier run in {self.trainer.output_dir} is now in {previous}")
-        if resumed:
+
+    def _introduce(self) -> None:
+        if self.trainer.checkpoint is not None:
             self.metrics.say(f"resumed from {self.trainer.checkpoint}")
         for line in self.trainer.plan():
             self.metrics.say(line)
@@ -85,7 +87,7 @@ class Loop:
         self.trainer.student.train()
         skip_to(self.data.loader, epoch, progress.step_in_epoch * self.data.samples_per_step)
         if self.matcher is not None and progress.step_in_epoch == 0:
-            pairs = build.pairs_of_epoch(cfg, self.trainer.student, self.trainer.teacher, epoch)
+            pairs = pairs_of_epoch(cfg, self.trainer.student, self.trainer.teacher, epoch)
             self.trainer.objective.set_pairs(pairs)
         steps = range(progress.step_in_epoch, self.data.steps_per_epoch)
         groups = grouped(self.data.loader, cfg.gradient_accumulation_steps, self.placement.device)

@@ -115,10 +115,14 @@ def find_device(name: str) -> torch.device:
         ValueError: If it is not there.
     """
     try:
-        return utils.get_device(name)
-    except RuntimeError as err:
+        wanted, device = torch.device(name), utils.get_device(name)
+    except (RuntimeError, AttributeError) as err:
         why = " ".join(str(err).split())
         raise ValueError(f"config: device {name!r} cannot be used: {why}") from err
+    # torchtune takes the CPU instead of a GPU that is not there.
+    if device.type != wanted.type:
+        raise ValueError(f"config: device {name!r} is not there; set device=cpu to run on the CPU")
+    return device
 
 
 def read_weights(checkpointer: Any) -> dict[str, Tensor]:

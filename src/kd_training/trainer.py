@@ -12,6 +12,7 @@ from kd_training import build, output, preflight
 from kd_training.config import check_config, component
 from kd_training.data import Data, build_data
 from kd_training.describe import describe
+from kd_training.kinds import expect
 from kd_training.loop import Loop
 from kd_training.metrics import peak_memory_gib
 from kd_training.placement import Placement
@@ -109,6 +110,8 @@ class Trainer:
             num_training_steps=self.total_steps,
             last_epoch=-1,
         )
+        fits = scheduler is None or hasattr(scheduler, "step")
+        expect(fits, cfg, "lr_scheduler", "a learning rate scheduler")
         self.step = OptimizerStep(
             self.objective,
             placement,

@@ -1,96 +1,177 @@
 """A mistake ends in one clear line, a non-zero exit, and an untouched output directory."""
 
-import json
-import shutil
+import copy
+import math
+import os
+import tempfile
+from contextlib import suppress
 
 import pytest
-import tiny
+import torch
+from bad_input import BAD
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from kd_training import OneDevice, Trainer
+from kd_training.errors import MISTAKES
 
 
-def empty_file(path):
-    path.write_text("")
-    return path
+@pytest.fixture
+def earlier(tmp_path):
+    """What an earlier run has left, which no mistake may move or change."""
+    files = {"config.yaml": "seed: 1\n", "epoch_0/model.safetensors": "weights",
+             "logs/metrics.jsonl": "{}\n"}  # fmt: skip
+    for name, content in files.items():
+        (tmp_path / "out" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / name).write_text(content)
+    return {tmp_path / "out" / name: content for name, content in files.items()}
 
 
-def other_tokenizer(directory, teacher):
-    """A copy of the teacher whose tokens sit at other ids."""
-    shutil.copytree(teacher, directory)
-    path = directory / "tokenizer.json"
-    content = json.loads(path.read_text())
-    vocabulary = content["model"]["vocab"]
-    first, second = list(vocabulary)[10:12]
-    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
-    path.write_text(json.dumps(content))
-    return directory
-
-
-def without_weights(directory, student):
-    shutil.copytree(student, directory)
-    (directory / "model.safetensors").unlink()
-    return directory
-
-
-# name -> (overrides, given the test's folder and the small models; words that the line must hold)
-BAD = {
-    "misspelt key": (lambda *_: ["epcohs=3"], ["epcohs", "epochs"]),
-    "misspelt nested key": (lambda *_: ["loss_scaling.enabeld=true"], ["enabeld", "enabled"]),
-    "misspelt argument": (lambda *_: ["model.lora_rnak=8"], ["model.lora_rnak", "lora_rank"]),
-    "misspelt component": (
-        lambda *_: ["kd_loss._component_=kd_losses.ForwardKLoss"],
-        ["kd_loss", "ForwardKLoss"],
-    ),
-    "wrong type": (lambda *_: ["batch_size=many"], ["batch_size", "many"]),
-    "missing directory": (
-        lambda tmp, _: [f"teacher_model.checkpoint_dir={tmp}/nowhere"],
-        ["nowhere"],
-    ),
-    "missing weights": (
-        lambda tmp, run: [
-            f"checkpointer.checkpoint_dir={without_weights(tmp / 'bare', run['student'])}"
-        ],
-        ["bare", "safetensors"],
-    ),
-    "other vocabulary": (
-        lambda tmp, run: [
-            f"teacher_checkpointer.checkpoint_dir={other_tokenizer(tmp / 'other', run['teacher'])}"
-        ],
-        ["vocabular", "disagree"],
-    ),
-    "layer out of range": (lambda *_: ["layer_mapping=[[0,6]]"], ["6", "layer"]),
-    "misspelt strategy": (lambda *_: ["layer_mapping=forwrad"], ["forwrad", "forward"]),
-    "empty dataset": (
-        lambda tmp, _: [f"dataset.data_files={empty_file(tmp / 'empty.jsonl')}"],
-        ["dataset"],
-    ),
-    "missing dataset": (lambda tmp, _: [f"dataset.data_files={tmp}/no.jsonl"], ["no.jsonl"]),
-    "all labels masked": (
-        lambda tmp, _: [f"dataset.data_files={tiny.save_texts(tmp / 'one.jsonl', ['', ''])}"],
-        ["dataset", "label"],
-    ),
-    "too few samples": (lambda *_: ["batch_size=64"], ["dataset", "batch_size"]),
-    "fp16": (lambda *_: ["dtype=fp16"], ["dtype", "fp16", "bf16"]),
-    "unwritable output": (lambda tmp, _: [f"output_dir={tmp}/run.yaml/out"], ["output_dir"]),
-    "unknown device": (lambda *_: ["device=tpu9"], ["device"]),
-    "kd_loss of another library": (
-        lambda *_: ["kd_loss._component_=torchtune.modules.loss.ForwardKLLoss"],
-        ["kd_loss", "kd_losses"],
-    ),
-    "loss that is no cross-entropy": (
-        lambda *_: ["loss._component_=torch.nn.MSELoss"],
-        ["loss", "cross-entropy"],
-    ),
-    "missing config": (lambda *_: ["--config", "no.yaml"], ["no.yaml"]),
-}
+def found(folder):
+    return {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_one_clear_line(tune_run, config_file, tiny_run, tmp_path, case):
-    make, words = BAD[case]
-    overrides = make(tmp_path, tiny_run.directories)
+def test_one_clear_line(tune_run, config_file, tiny_run, tmp_path, earlier, case):
+    overrides, words = BAD[case]
+    if callable(overrides):
+        overrides = overrides(tmp_path, tiny_run.directories)
     code, _, err = tune_run("kd_single_device", config_file, *overrides)
-    assert code != 0
+    assert code == 1
     last = err.strip().splitlines()[-1]
-    assert last.startswith("error: ") or "error:" in last
+    assert last.startswith("error: "), err
+    assert err.count("error: ") == 1
     assert all(word in last for word in words), last
     assert "Traceback" not in err
+    assert found(tmp_path / "out") == earlier
+
+
+def test_there_are_enough_of_them():
+    assert len(BAD) >= 100
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the GPU is there")
+def test_a_gpu_that_is_not_there(tune_run, config_file, tmp_path):
+    """Not the CPU instead: that would be a run of months."""
+    code, _, err = tune_run("kd_single_device", config_file, "device=cuda")
+    assert code == 1
+    assert err.strip().splitlines()[-1].startswith("error: config: device 'cuda' is not there")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_read_only_folder(tune_run, config_file, tmp_path, monkeypatch):
+    """For root no folder is, so the system's answer is made up."""
+
+    def refuse(*_, **__):
+        raise PermissionError(13, os.strerror(13))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
+    code, _, err = tune_run("kd_single_device", config_file)
+    assert code == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: config: output_dir")
+    assert "Permission denied" in last
+    assert "choose another" in last
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_sample_late_in_the_data_is_named(tune_run, config_file, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "fine enough"}\n' * 5 + '{"text": null}\n' + '{"text": "a b"}\n' * 2)
+    code, _, err = tune_run("kd_single_device", config_file, f"dataset.data_files={texts}")
+    assert code == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: dataset: sample 5: "), err
+    assert "Traceback" not in err
+
+
+def test_a_traceback_for_those_who_ask(tune_run, config_file, monkeypatch):
+    monkeypatch.setenv("KD_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="did you mean epochs"):
+        tune_run("kd_single_device", config_file, "epcohs=3")
+
+
+def test_a_directory_of_pickles_is_never_opened(tune_run, config_file, tiny_run, tmp_path):
+    """Weights that would run code when unpickled: the file is refused by its name."""
+    overrides, _ = BAD["pickled weights"]
+    arguments = overrides(tmp_path, tiny_run.directories)
+    bomb = tmp_path / "changed" / "pytorch_model.bin"
+    bomb.write_bytes(b"cos\nsystem\n(S'touch " + bytes(tmp_path / "opened") + b"'\ntR.")
+    assert tune_run("kd_single_device", config_file, *arguments)[0] == 1
+    assert not (tmp_path / "opened").exists()
+
+
+# --- random mutations
+
+VALUES = (None, True, -1, 0, 3, 2.5, math.nan, 10**30, "text", "", [], [1], [[0, 0]], {}, {"a": 1})
+
+
+def paths(node, prefix=()):
+    """Every place in a nested config."""
+    for key, value in node.items():
+        yield (*prefix, key)
+        if isinstance(value, dict):
+            yield from paths(value, (*prefix, key))
+
+
+@st.composite
+def mutations(draw, config):
+    """The config with one to three keys dropped, renamed, doubled or given another value."""
+    config = copy.deepcopy(config)
+    for _ in range(draw(st.integers(1, 3))):
+        *parents, key = draw(st.sampled_from(sorted(paths(config), key=str)))
+        node = config
+        for parent in parents:
+            node = node[parent]
+        kind = draw(st.sampled_from(["drop", "rename", "retype"]))
+        if kind == "retype":
+            node[key] = copy.deepcopy(draw(st.sampled_from(VALUES)))
+        else:
+            value = node.pop(key)
+            if kind == "rename":
+                node[draw(st.sampled_from([key[:-1], key + "s", key.upper(), "x"]))] = value
+    return config
+
+
+def check_mutations(config, number):
+    relaxed = [HealthCheck.too_slow, HealthCheck.data_too_large]
+
+    @settings(max_examples=number, deadline=None, suppress_health_check=relaxed, database=None)
+    @given(mutations(config))
+    def never_a_traceback(mutated):
+        with suppress(*MISTAKES):
+            Trainer(OmegaConf.create(mutated), OneDevice("cpu"))
+
+    never_a_traceback()
+
+
+def full_config(tiny_run, root):
+    """With a key of every section."""
+    config = tiny_run.config(root)
+    config["dataset_val"] = dict(config["dataset"])
+    config["loss_scaling"]["dynamic"] = {"shares": {"ce": 1.0, "kd": 1.0, "ir": 1.0}, "ema": 0.9}
+    config["lr_scheduler"] = {
+        "_component_": "torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup",
+        "num_warmup_steps": 2,
+    }
+    return config | {
+        "loss": {"_component_": "torchtune.modules.loss.CEWithChunkedOutputLoss"},
+        "layer_projection": {"mode": "auto", "lr": 0.1},
+        "token_scope": {"kd": "all", "ir": "labels"},
+        "profiler": {"enabled": False},
+        "metric_logger": {"_component_": "torchtune.training.metric_logging.StdoutLogger"},
+        "run_val_every_n_steps": 2,
+        "clip_grad_norm": 1.0,
+    }
+
+
+def test_random_mutations_never_end_in_a_traceback(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a mutated path may lead
+    check_mutations(full_config(tiny_run, tmp_path), number=30)
+
+
+@pytest.mark.slow
+def test_many_random_mutations_never_end_in_a_traceback(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_mutations(full_config(tiny_run, tmp_path), number=500)

@@ -111,10 +111,10 @@ def test_killed_three_times_at_random(whole, tmp_path, processes):
 
 
 @slow
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_killed_twenty_times_at_random(tiny_run, tmp_path, processes, seed):
     teacher = tiny_run.directories["teacher"]
-    config, expected = make_whole(tmp_path / "whole", teacher, epochs=40)
+    config, expected = make_whole(tmp_path / "whole", teacher, epochs=30)
     kill_at_random(config, processes, tmp_path / "out", number=20, seed=seed)
     check_same(tmp_path / "out", expected)
 

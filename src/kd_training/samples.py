@@ -1,0 +1,84 @@
+"""From the config's dataset nodes to samples, and what is wrong with them."""
+
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+from torch.utils.data import Dataset
+from torchtune.datasets import ConcatDataset
+
+from kd_training.config import component, reason
+from kd_training.kinds import expect
+
+_LOOK_FOR_LABELS_IN = 1000
+_FILE_READERS = ("json", "csv", "text", "parquet", "arrow")
+
+
+def build_dataset(
+    node: DictConfig | ListConfig, tokenizer: Any, key: str, ignore_index: int
+) -> Any:
+    """The dataset that ``node`` names; a list of nodes is concatenated.
+
+    Raises:
+        ValueError: If it is empty or its first samples carry no label at all.
+    """
+    for one in node if isinstance(node, ListConfig) else [node]:
+        _check_files(one, key)
+    if isinstance(node, ListConfig):
+        dataset = _Named(ConcatDataset([component(one, key, tokenizer) for one in node]), key)
+    else:
+        dataset = _Named(component(node, key, tokenizer), key)
+    if len(dataset) == 0:
+        raise ValueError(f"{key} is empty; check its files, split and filters")
+    looked_at = min(len(dataset), _LOOK_FOR_LABELS_IN)
+    if not any(_has_target(dataset[i], ignore_index) for i in range(looked_at)):
+        raise ValueError(
+            f"{key}: all labels of its first {looked_at} samples are masked: nothing to learn; "
+            "check its columns, train_on_prompt/train_on_input and tokenizer.max_seq_len"
+        )
+    return dataset
+
+
+def check_tokenizer(cfg: DictConfig, tokenizer: Any) -> None:
+    """Check that batches can be made with it.
+
+    Raises:
+        ValueError: If it cannot pad, or cuts samples to a length that leaves nothing to predict.
+    """
+    length = getattr(tokenizer, "max_seq_len", None)
+    if length is not None and not (isinstance(length, int) and length >= 2):
+        raise ValueError(
+            f"config: tokenizer.max_seq_len is {length!r}; it must be at least 2, or null"
+        )
+    expect(hasattr(tokenizer, "pad_id"), cfg, "tokenizer", "a tokenizer with a pad_id")
+
+
+def _check_files(node: DictConfig, key: str) -> None:
+    """Without files these readers take whatever lies below the current folder."""
+    if node.get("source") in _FILE_READERS and not (node.get("data_files") or node.get("data_dir")):
+        raise ValueError(f"config: {key}.data_files must be set for source: {node.source}")
+
+
+def _has_target(sample: dict[str, Any], ignore_index: int) -> bool:
+    # The first token is nobody's target.
+    return any(int(label) != ignore_index for label in sample["labels"][1:])
+
+
+class _Named(Dataset):
+    """A dataset whose errors say which it is, and which of its samples."""
+
+    def __init__(self, dataset: Any, key: str) -> None:
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise ValueError(f"config: {key} builds a {type(dataset).__name__}, no map of samples")
+        self._dataset, self._key = dataset, key
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            return self._dataset[index]
+        except Exception as err:  # any dataset may be named, so it may raise anything
+            raise ValueError(
+                f"{self._key}: sample {index}: {type(err).__name__}: {reason(err)}; check its "
+                "columns and values"
+            ) from err
