@@ -1,12 +1,9 @@
-"""Runs that must come out the same on one device and on any number of ranks.
-
-torchrun --nproc_per_node 2 tests/kd_training/sharded_cases.py ROOT [CASE ...]
-
-trains the cases on the models that `make_models` has put below ROOT, each into its own directory.
-"""
+"""Runs that must come out the same on one device and on any number of ranks."""
 
 import json
-import sys
+import multiprocessing
+import os
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -84,7 +81,7 @@ def make_models(root: Path) -> None:
     """Teachers and students with tied and untied heads, and a student of another width."""
     for tie, prefix in ((True, ""), (False, "untied_")):
         teacher = tiny.save_model(
-            root / f"{prefix}teacher", num_hidden_layers=6, tie_word_embeddings=tie
+            root / f"{prefix}teacher", num_hidden_layers=4, tie_word_embeddings=tie
         )
         init_student(teacher, root / f"{prefix}student", num_layers=2)
     sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -145,13 +142,32 @@ def train_sharded(root: Path, case: str) -> None:
     path.write_text(json.dumps(notes))
 
 
-def main() -> None:
-    """Train on the ranks that the launcher has started."""
-    dist.init_process_group("gloo")
-    for case in sys.argv[2:]:
-        train_sharded(Path(sys.argv[1]), case)
+def train_as_rank(rank: int, ranks: int, root: Path, cases: tuple[str, ...], meeting: str) -> None:
+    """Be one of a group's processes, which find one another through the file ``meeting``."""
+    log = os.open(f"{meeting}_{rank}.log", os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{ranks}"}
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
+    for case in cases:
+        train_sharded(root, case)
     dist.destroy_process_group()
 
 
-if __name__ == "__main__":
-    main()
+def train_on_ranks(ranks: int, root: Path, cases: tuple[str, ...], meeting: str) -> None:
+    """All ranks as processes of a server that has imported everything; one fails, all end."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["processes", "transformers", "torchtune.datasets"])
+    group = [
+        server.Process(target=train_as_rank, args=(rank, ranks, root, cases, meeting), daemon=True)
+        for rank in range(ranks)
+    ]
+    for process in group:
+        process.start()
+    while (codes := [process.exitcode for process in group]) != [0] * ranks:
+        failed = [rank for rank, code in enumerate(codes) if code]
+        if failed:
+            for process in group:
+                process.kill()
+            raise RuntimeError(Path(f"{meeting}_{failed[0]}.log").read_text()[-4000:])
+        connection.wait([process.sentinel for process in group if process.exitcode is None])

@@ -4,11 +4,7 @@
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -16,10 +12,18 @@ import sharded_cases
 import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
-from processes import importable
+from parity import as_table, logged_differences, weight_difference
 from resuming import records
 from safetensors.torch import load_file
-from sharded_cases import CASES, SPOILT, case_config, run_directory, train, train_sharded
+from sharded_cases import (
+    CASES,
+    SPOILT,
+    case_config,
+    run_directory,
+    train,
+    train_on_ranks,
+    train_sharded,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kd_training import OneDevice
@@ -52,40 +56,22 @@ def sharded_runs(root):
 
     def run(ranks, cases=(*QUICK, *SPOILT)):
         if (ranks, cases) not in done:
-            launch(root, ranks, cases)
+            train_on_ranks(ranks, root, cases, str(root / f"meeting_{len(done)}"))
             done.add((ranks, cases))
         return root
 
     return run
 
 
-def launch(root, ranks, cases):
-    command = [Path(sys.executable).with_name("torchrun"), "--nproc_per_node", str(ranks)]
-    command += ["--standalone", sharded_cases.__file__, root, *cases]
-    environment = os.environ | {"PYTHONPATH": importable(), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
-    assert result.returncode == 0, result.stderr[-4000:]
-
-
 @pytest.fixture(scope="module")
 def table():
     """Rows of the parity table; shown and kept at the end."""
-    rows = defaultdict(dict)
+    rows = {}
     yield rows
-    lines = [
-        f"Largest relative difference from one device after {sharded_cases.STEPS} steps.",
-        "",
-        "| ranks | case | loss | gradient norm | weights |",
-        "|---:|---|---:|---:|---:|",
-    ]
-    for (ranks, case), worst in sorted(rows.items()):
-        lines.append(
-            f"| {ranks} | {case} | " + " | ".join(f"{v:.0e}" for v in worst.values()) + " |"
-        )
-    text = "\n".join(lines)
+    text = as_table(rows)
     print(f"\n{text}")
     (REPOSITORY / "out").mkdir(exist_ok=True)
-    (REPOSITORY / "out" / "parity.md").write_text(text + "\n")
+    (REPOSITORY / "out" / "parity.md").write_text(text)
 
 
 def one_device(root, case):
@@ -103,35 +89,6 @@ def check_parity(root, case, ranks, table):
     table[ranks, case] = worst
     allowed = BF16_PARITY if case.startswith("bf16") else dict.fromkeys(worst, PARITY)
     assert all(worst[name] < allowed[name] for name in worst), worst
-
-
-def logged_differences(actual, expected):
-    """All that rank 0 has logged is what one device logs: losses, pairs, validation, weights."""
-    worst = {"loss": 0.0, "gradient": 0.0}
-    assert [r["step"] for r in actual] == [r["step"] for r in expected]
-    assert sum("total" in r for r in actual) >= sharded_cases.STEPS
-    for ours, theirs in zip(actual, expected, strict=True):
-        assert ours.keys() == theirs.keys()
-        for name, value in theirs.items():
-            kind = "gradient" if name == "grad_norm" else "loss"
-            difference = abs(ours[name] - value) / max(abs(value), 1e-6)
-            worst[kind] = max(worst[kind], difference)
-    return worst
-
-
-def weight_difference(actual, expected, before):
-    """‖a − b‖ / ‖b‖ of the weight that differs most, after the same epochs."""
-    folders = [sorted(directory.glob("epoch_*")) for directory in (actual, expected)]
-    assert [f.name for f in folders[0]] == [f.name for f in folders[1]]
-    ours, theirs = (load_file(f[-1] / "model.safetensors") for f in folders)
-    start = load_file(before / "model.safetensors")
-    assert ours.keys() == theirs.keys() == start.keys()
-    assert max(relative(theirs[name], start[name]) for name in start) > 0.01, "nothing was learnt"
-    return max(relative(ours[name], theirs[name]) for name in theirs)
-
-
-def relative(a, b):
-    return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
 def student_of(root, case):
@@ -218,7 +175,7 @@ def test_one_device_goes_on_from_two_ranks(sharded_runs, tmp_path):
 def test_nan_on_one_rank_stops_all_of_them(sharded_runs):
     root = sharded_runs(2)
     for rank, note in enumerate(notes(root, "spoilt")):
-        assert note["error"].startswith("step 1: ir/s0-t2 is nan; no weight was changed")
+        assert note["error"].startswith("step 1: ir/s0-t1 is nan; no weight was changed")
         dump = run_directory(root, "spoilt", 2) / f"logs/nonfinite_step_1_rank_{rank}.safetensors"
         assert str(dump) in note["error"]
         assert {"0.tokens", "0.labels"} <= load_file(dump).keys()
