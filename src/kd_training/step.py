@@ -1,6 +1,7 @@
 """One optimizer step."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from torch import Tensor, nn
 from kd_training.objective import PARTS, Objective, Sums
 from kd_training.placement import Placement
 from kd_training.scaling import DynamicScales
+
+# The schedule moves on with a step that is passed over, be it the very first.
+warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
 
 _AFTER_THE_PARTS = ("total", "grad_norm")
 
