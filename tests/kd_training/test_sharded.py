@@ -35,7 +35,7 @@ PARITY = 1e-5
 BF16_PARITY = {"loss": 2e-3, "gradient": 2e-2, "weights": 2e-2}
 # Each is part of another case, which `make test` runs.
 SLOW = ["accumulation", "clipping", "untied head", "all weights", "bf16, all weights"]
-COMPILED = "compile"  # inductor's C++ takes minutes for it on a CPU
+COMPILED = "compile"  # dynamo takes a minute for its graphs
 QUICK = [case for case in CASES if case not in (*SLOW, COMPILED)]
 ON_ONE_RANK = ["projections", "all weights, untied head", "cpu offload"]
 REPOSITORY = Path(__file__).parents[2]
