@@ -16,6 +16,7 @@ from torchtune.modules.loss import CEWithChunkedOutputLoss
 from torchtune.modules.peft import get_adapter_params, set_trainable_params
 
 from hf_models import HFCheckpointer, vocabulary_mismatch
+from hf_models.quantization import NF4
 from kd_losses import ForwardKLLoss, KDLoss
 from kd_training.config import component
 from kd_training.kinds import expect
@@ -100,8 +101,17 @@ def _divergence(cfg: DictConfig, key: str, ignore_index: int) -> KDLoss | None:
 
 
 def build_quantization(cfg: DictConfig) -> Any:
-    """``teacher_quantization``: ``nf4``, one of torchao's configs, or None."""
+    """``teacher_quantization``: ``nf4``, one of torchao's configs, or None.
+
+    Raises:
+        ValueError: If it is another name.
+    """
     node = cfg.teacher_quantization
+    if isinstance(node, str) and node != NF4:
+        raise ValueError(
+            f"config: teacher_quantization is {node!r}; use {NF4} or one of torchao's configs, "
+            "such as {_component_: torchao.quantization.Int8WeightOnlyConfig}"
+        )
     return node if isinstance(node, str) else component(node, "teacher_quantization")
 
 

@@ -51,6 +51,7 @@ class Trainer:
         self.student = build.build_student(cfg, self.dtype)
         preflight.check_disk(cfg, self.student, self.dtype, self.output_dir)
         self.teacher = build.build_teacher(cfg, self.dtype)
+        self.quantization = build.build_quantization(cfg)
         build.check_vocabularies(cfg)
         ignore_index = build.ignore_index(cfg)
         self.objective = build.build_objective(
@@ -88,7 +89,7 @@ class Trainer:
                 self.teacher,
                 self.teacher_checkpointer,
                 self.dtype,
-                build.build_quantization(cfg),
+                self.quantization,
             )
         trainable = nn.ModuleDict({"student": self.student})
         parameters = [p for p in self.student.parameters() if p.requires_grad]
