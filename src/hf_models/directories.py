@@ -27,6 +27,18 @@ def partial_path(target: str | Path) -> Path:
     return target.with_name(f".{target.name}.partial")
 
 
+def previous_path(target: Path) -> Path:
+    """Where `atomic_directory` moves what is at ``target`` while it takes its place."""
+    return target.with_name(f".{target.name}.previous")
+
+
+def put_back(target: Path) -> None:
+    """Undo a replacement that ended after the old directory had been moved away."""
+    previous = previous_path(target)
+    if previous.exists() and not target.exists():
+        previous.rename(target)
+
+
 def flush_to_disk(directory: Path) -> None:
     """Make sure that the files of a directory, and their names, survive a loss of power."""
     for path in (*directory.rglob("*"), directory):
@@ -46,9 +58,8 @@ def atomic_directory(target: str | Path) -> Iterator[Path]:
     """
     target = Path(target).absolute()
     temporary = partial_path(target)
-    previous = target.with_name(f".{target.name}.previous")
-    if previous.exists() and not target.exists():
-        previous.rename(target)
+    previous = previous_path(target)
+    put_back(target)
     for leftover in (temporary, previous):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
@@ -59,8 +70,7 @@ def atomic_directory(target: str | Path) -> Iterator[Path]:
             target.rename(previous)
         temporary.rename(target)
     except BaseException:
-        if previous.exists() and not target.exists():
-            previous.rename(target)
+        put_back(target)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     shutil.rmtree(previous, ignore_errors=True)

@@ -88,11 +88,8 @@ def _divergence(cfg: DictConfig, key: str, ignore_index: int) -> KDLoss | None:
     loss = component(cfg[key], key)
     if loss is None:
         return None
-    if not isinstance(loss, KDLoss):
-        raise ValueError(
-            f"config: {key} is {cfg[key]._component_}; it must be a divergence of kd_losses, such "
-            "as kd_losses.ForwardKLLoss, because it is computed straight from hidden states"
-        )
+    kind = "a divergence of kd_losses, such as kd_losses.ForwardKLLoss, because it is computed "
+    expect(isinstance(loss, KDLoss), cfg, key, kind + "straight from hidden states")
     if loss.ignore_index != ignore_index:
         raise ValueError(
             f"config: {key}.ignore_index is {loss.ignore_index}, but the labels use {ignore_index}"
@@ -157,11 +154,8 @@ def ignore_index(cfg: DictConfig) -> int:
         return -100
     loss = component(cfg.loss, "loss")
     plain = getattr(loss, "label_smoothing", 0) == 0 and getattr(loss, "weight", None) is None
-    if not isinstance(loss, _CROSS_ENTROPIES) or not plain:
-        raise ValueError(
-            f"config: loss is {cfg.loss._component_}; it must be plain cross-entropy: "
-            "torchtune.modules.loss.CEWithChunkedOutputLoss or null"
-        )
+    kind = "plain cross-entropy: torchtune.modules.loss.CEWithChunkedOutputLoss or null"
+    expect(isinstance(loss, _CROSS_ENTROPIES) and plain, cfg, "loss", kind)
     return loss.ignore_index
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kd_training.errors import MISTAKES
+
 
 @contextmanager
 def last_words() -> Iterator[None]:
@@ -16,7 +18,7 @@ def last_words() -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError, FloatingPointError) as err:
+    except MISTAKES as err:
         path = os.environ.get("TORCHELASTIC_ERROR_FILE")
         if path is not None:
             words = {"message": " ".join(str(err).split()), "timestamp": int(time.time())}

@@ -23,7 +23,7 @@ def check_writable(output_dir: Path) -> None:
     Raises:
         ValueError: If it, or the nearest folder above it that exists, takes no file.
     """
-    nearest = next(p for p in (output_dir, *output_dir.parents) if p.exists())
+    nearest = nearest_existing(output_dir)
     try:
         with tempfile.TemporaryFile(dir=nearest):
             pass
@@ -32,6 +32,11 @@ def check_writable(output_dir: Path) -> None:
             f"config: output_dir {output_dir} cannot be written ({nearest}: {err.strerror}); "
             "choose another"
         ) from err
+
+
+def nearest_existing(path: Path) -> Path:
+    """``path``, or the nearest folder above it that exists."""
+    return next(p for p in (path, *path.parents) if p.exists())
 
 
 def start_output(cfg: DictConfig, output_dir: Path, resumed: bool) -> Path | None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hf_models import head_weight
 from kd_losses import ForwardKLLoss, LinearKDLoss
 from kd_training.build import count_parameters
+from kd_training.output import nearest_existing
 from kd_training.placement import Placement
 
 _GIB = 2**30
@@ -107,8 +108,7 @@ def check_disk(cfg: DictConfig, student: Any, dtype: torch.dtype, output_dir: Pa
     students = cfg.epochs + (cfg.dataset_val is not None)
     states = (cfg.keep_last_n + 1) * trainable * (1 + _OPTIMIZER_STATES)
     needed = (students * (0 if cfg.save_adapter_weights_only else total) + states) * dtype.itemsize
-    nearest = next(p for p in (output_dir, *output_dir.parents) if p.exists())
-    free = shutil.disk_usage(nearest).free
+    free = shutil.disk_usage(nearest_existing(output_dir)).free
     if needed > free:
         raise ValueError(
             f"config: output_dir {output_dir}: the run will write about {needed / _GIB:.1f} GiB, "
@@ -128,9 +128,9 @@ def check_weights(
         batch: A micro-batch on the models' device.
         ignore_index: Label of the positions without a target.
     """
-    student_ce = _cross_entropy(student, batch, ignore_index)
     if teacher is None:
         return []
+    student_ce = _cross_entropy(student, batch, ignore_index)
     teacher_ce = _cross_entropy(teacher, batch, ignore_index)
     chance = math.log(head_weight(teacher).shape[0])
     warnings = []

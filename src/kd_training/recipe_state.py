@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hf_models import atomic_directory
-from hf_models.directories import partial_path
+from hf_models.directories import partial_path, put_back
 from kd_training.placement import Placement
 
 # One process without ranks is what OneDevice is; torch says so at every save.
@@ -168,11 +168,9 @@ def _remove_others(output_dir: Path, step: int, keep_last_n: int) -> None:
 
 
 def _put_back(output_dir: Path) -> None:
-    """Undo a replacement that was killed after the old checkpoint had been moved away."""
+    """Undo replacements of checkpoints that were killed halfway."""
     for path in (output_dir / STATE_DIR).glob(".step_*.previous"):
-        target = path.with_name(path.name.removeprefix(".").removesuffix(".previous"))
-        if not target.exists():
-            path.rename(target)
+        put_back(path.with_name(path.name.removeprefix(".").removesuffix(".previous")))
 
 
 def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -45,18 +45,6 @@ def official(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("tokenizer")
-    tiny.save_tokenizer(directory)
-    return directory
-
-
-@pytest.fixture
-def tokenizer(tokenizer_dir) -> HFTokenizer:
-    return HFTokenizer(tokenizer_dir)
-
-
 def load(directory: Path, name: str):
     return TaskManager(include_path=str(directory), include_defaults=False).load(name)["tasks"][
         name

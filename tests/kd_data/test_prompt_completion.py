@@ -19,18 +19,6 @@ ROWS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("tokenizer")
-    tiny.save_tokenizer(directory)
-    return directory
-
-
-@pytest.fixture
-def tokenizer(tokenizer_dir) -> HFTokenizer:
-    return HFTokenizer(tokenizer_dir)
-
-
 @pytest.fixture
 def data_file(tmp_path) -> Path:
     path = tmp_path / "data.jsonl"

@@ -4,7 +4,6 @@ import json
 from functools import partial
 
 import pytest
-import tiny
 from torchtune.datasets import (
     alpaca_cleaned_dataset,
     chat_dataset,
@@ -39,13 +38,6 @@ SHAREGPT = [
         ]
     }
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tokenizer")
-    tiny.save_tokenizer(directory)
-    return directory
 
 
 @pytest.fixture
