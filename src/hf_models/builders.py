@@ -4,6 +4,7 @@ Builders only build: weights come from :class:`~hf_models.HFCheckpointer`.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -20,6 +21,7 @@ from transformers import PreTrainedConfig
 
 from hf_models.attention import QKNormAttention
 from hf_models.config import head_dim, read_config
+from hf_models.dora import DoRALinear
 from hf_models.quantization import nf4_linear
 from hf_models.rope import RotaryEmbedding
 
@@ -62,6 +64,7 @@ def lora_decoder(
     lora_rank: int = 8,
     lora_alpha: float = 16,
     lora_dropout: float = 0.0,
+    use_dora: bool = False,
     quantize_base: bool = False,
     max_seq_len: int | None = None,
     attn_dropout: float = 0.0,
@@ -77,6 +80,7 @@ def lora_decoder(
         lora_rank: Rank of the update.
         lora_alpha: The update is scaled by ``lora_alpha / lora_rank``.
         lora_dropout: Dropout on the update's input in training.
+        use_dora: Train the length of each row of the updated weights too (DoRA).
         quantize_base: Keep all linear layers' frozen weights but the head's in NF4 (QLoRA).
         max_seq_len: Longest sequence; by default the config's ``max_position_embeddings``.
         attn_dropout: Dropout on the attention weights in training.
@@ -86,11 +90,9 @@ def lora_decoder(
         FileNotFoundError: If there is no config.json.
         ValueError: If it asks for something that is not supported, or a LoRA setting is invalid.
     """
-    for name in lora_attn_modules:
-        if name not in ATTENTION_MODULES:
-            raise ValueError(
-                f"lora_attn_modules: {name!r} is none of {', '.join(ATTENTION_MODULES)}"
-            )
+    if unknown := [name for name in lora_attn_modules if name not in ATTENTION_MODULES]:
+        known = ", ".join(ATTENTION_MODULES)
+        raise ValueError(f"lora_attn_modules: {unknown[0]!r} is none of {known}")
     if lora_rank < 1:
         raise ValueError(f"lora_rank is {lora_rank}; it must be at least 1")
     config = read_config(checkpoint_dir)
@@ -99,19 +101,19 @@ def lora_decoder(
             f"apply_lora_to_output: the head of {checkpoint_dir} is tied to its embeddings and "
             "cannot have LoRA of its own"
         )
-    places = {*lora_attn_modules}
-    places.update(MLP_MODULES if apply_lora_to_mlp else ())
-    places.update(("output",) if apply_lora_to_output else ())
+    places = {*lora_attn_modules, *(MLP_MODULES if apply_lora_to_mlp else ())}
+    places |= {"output"} if apply_lora_to_output else set()
     if not places:
         raise ValueError("lora_decoder: no module gets LoRA; name some in lora_attn_modules")
 
-    lora = {"rank": lora_rank, "alpha": lora_alpha, "dropout": lora_dropout}
+    kind = DoRALinear if use_dora else LoRALinear
+    with_lora = partial(kind, rank=lora_rank, alpha=lora_alpha, dropout=lora_dropout)
 
     def make_linear(name: str, in_dim: int, out_dim: int, bias: bool) -> nn.Module:
         if quantize_base and name != "output":
-            return nf4_linear(in_dim, out_dim, bias, lora if name in places else None)
+            return nf4_linear(in_dim, out_dim, bias, with_lora if name in places else None)
         if name in places:
-            return LoRALinear(in_dim, out_dim, use_bias=bias, **lora)
+            return with_lora(in_dim, out_dim, use_bias=bias)
         return plain_linear(name, in_dim, out_dim, bias)
 
     return build_decoder(config, make_linear, max_seq_len, attn_dropout)
@@ -141,7 +143,6 @@ def build_decoder(
         for _ in range(config.num_hidden_layers)
     )
     embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-    tied = config.tie_word_embeddings
     return TransformerDecoder(
         tok_embeddings=embeddings,
         layers=layers,
@@ -150,7 +151,7 @@ def build_decoder(
         head_dim=head_dim(config),
         norm=RMSNorm(config.hidden_size, eps=config.rms_norm_eps),
         output=TiedLinear(embeddings)
-        if tied
+        if config.tie_word_embeddings
         else make_linear("output", config.hidden_size, config.vocab_size, False),
     )
 
@@ -171,8 +172,7 @@ def _attention(
     if config.model_type == "qwen3":
         norms["q_norm"] = RMSNorm(width_head, eps=config.rms_norm_eps)
         norms["k_norm"] = RMSNorm(width_head, eps=config.rms_norm_eps)
-    attention = QKNormAttention if norms else MultiHeadAttention
-    return attention(
+    return (QKNormAttention if norms else MultiHeadAttention)(
         # torchtune wants a multiple of the number of heads here and only stores it.
         embed_dim=width_q,
         num_heads=config.num_attention_heads,

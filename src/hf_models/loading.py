@@ -5,8 +5,11 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
+from torchtune.modules.peft import DoRALinear as TorchtunesDoRALinear
 from torchtune.modules.peft import get_adapter_state_dict
 from torchtune.training import validate_no_params_on_meta_device
+
+from hf_models.dora import row_norms
 
 
 def load_weights(
@@ -18,11 +21,12 @@ def load_weights(
     """Puts weights into ``model``, which may lie on the meta device; afterwards nothing does.
 
     Tensors that already have the device and dtype are used as they are, without a copy. LoRA
-    matrices are initialised with torch's global random numbers; rotary caches are computed.
+    matrices are initialised with torch's global random numbers, DoRA's magnitudes from the
+    weights; rotary caches are computed.
 
     Args:
         model: A decoder by our builders or torchtune's.
-        state_dict: All weights but LoRA's, under torchtune's names.
+        state_dict: All weights but the adapter's, under torchtune's names.
         device: Where the model goes.
         dtype: What its parameters are.
 
@@ -38,17 +42,23 @@ def load_weights(
 def complete_state(
     model: nn.Module, state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """The checked weights of ``state_dict`` in ``dtype`` and freshly drawn LoRA matrices.
+    """The checked weights of ``state_dict`` in ``dtype``, and an adapter that changes nothing yet.
 
     Raises:
-        ValueError: If a weight is missing, unexpected or of the wrong shape.
+        ValueError: If a weight is missing, unexpected or of the wrong shape, or the adapter is of
+            another kind than :func:`~hf_models.lora_decoder`'s.
     """
+    if any(isinstance(module, TorchtunesDoRALinear) for module in model.modules()):
+        raise ValueError(
+            "model: torchtune's own DoRA layers are not supported, because they scale biases too; "
+            "use hf_models.lora_decoder with use_dora: true"
+        )
     # By the names of the state dict: those of the modules may have a checkpointing wrapper in them.
     state = model.state_dict()
     adapter = get_adapter_state_dict(state, device=None)
     _check({name: p.shape for name, p in state.items() if name not in adapter}, state_dict)
-    drawn = {name: _draw(name, tensor.shape, dtype) for name, tensor in adapter.items()}
-    return {name: tensor.to(dtype=dtype) for name, tensor in state_dict.items()} | drawn
+    weights = {name: tensor.to(dtype=dtype) for name, tensor in state_dict.items()}
+    return weights | {name: _start(name, t.shape, dtype, weights) for name, t in adapter.items()}
 
 
 def compute_rope(model: nn.Module, device: torch.device | str) -> None:
@@ -60,8 +70,12 @@ def compute_rope(model: nn.Module, device: torch.device | str) -> None:
                 rope_init()
 
 
-def _draw(name: str, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-    """LoRA's usual start: A as torch initialises a linear layer, B at 0."""
+def _start(
+    name: str, shape: torch.Size, dtype: torch.dtype, weights: Mapping[str, torch.Tensor]
+) -> torch.Tensor:
+    """The usual start: A as torch initialises a linear layer, B at 0, DoRA's magnitudes ‖W‖."""
+    if name.endswith(".magnitude"):
+        return row_norms(weights[f"{name.removesuffix('magnitude')}weight"])
     if name.endswith("lora_b.weight"):
         return torch.zeros(shape, dtype=dtype)
     if not name.endswith("lora_a.weight"):

@@ -8,11 +8,13 @@ from torch import nn
 from torchtune.modules import TiedLinear, TransformerDecoder
 from torchtune.modules.peft import LoRALinear
 
+from hf_models.dora import DoRALinear, row_norms
 from hf_models.quantization import dequantized
 
 
 def head_weight(model: TransformerDecoder) -> torch.Tensor:
-    """The output weight ``[V, D]``, tied or not; with LoRA ``W + (alpha / rank)·B·A``.
+    """The output weight ``[V, D]``, tied or not; with LoRA ``W + (alpha / rank)·B·A``, rows scaled
+    by DoRA.
 
     Differentiable in whatever requires grad, for losses that project inside their own chunks.
 
@@ -27,7 +29,8 @@ def head_weight(model: TransformerDecoder) -> torch.Tensor:
         if isinstance(output.dropout, nn.Dropout) and output.dropout.p > 0:
             raise ValueError("lora_dropout must be 0 where apply_lora_to_output is true")
         update = output.lora_b.weight @ output.lora_a.weight
-        return output.weight + (output.alpha / output.rank) * update
+        weight = output.weight + (output.alpha / output.rank) * update
+        return weight * output.row_scale()[:, None] if isinstance(output, DoRALinear) else weight
     if not isinstance(output, nn.Linear):
         raise ValueError(f"an output head of type {type(output).__name__} is not supported")
     return output.weight
@@ -46,8 +49,8 @@ def merged_state_dict(
         state_dict: Its full weights where it does not hold them itself, that is if it is sharded.
 
     Returns:
-        Merged weights, LoRA matrices and PEFT's ``r``, ``lora_alpha``, ``lora_dropout`` and
-        ``target_modules`` (torchtune's names); the last two are None without LoRA.
+        Merged weights, the adapter's tensors and PEFT's ``r``, ``lora_alpha``, ``lora_dropout``,
+        ``target_modules`` (torchtune's names) and ``use_dora``; the last two are None without LoRA.
     """
     state = {name: tensor.detach() for name, tensor in (state_dict or model.state_dict()).items()}
     layers = {name: m for name, m in model.named_modules() if isinstance(m, LoRALinear)}
@@ -62,25 +65,33 @@ def merged_state_dict(
         lora_a = state.get(f"{prefix}lora_a.weight")
         if lora_a is not None:
             lora_b = state[f"{prefix}lora_b.weight"]
-            weight = _merge(weight, lora_a, lora_b, layer.alpha / layer.rank)
+            magnitude = state.get(f"{prefix}magnitude")
+            weight = _merge(weight, lora_a, lora_b, layer.alpha / layer.rank, magnitude)
         merged[name] = weight.cpu()
     config = {
         "r": layer.rank,
         "lora_alpha": layer.alpha,
         "lora_dropout": getattr(layer.dropout, "p", 0.0),
         "target_modules": sorted({name.rpartition(".")[2] for name in layers}),
+        "use_dora": isinstance(layer, DoRALinear),
     }
     return merged, adapter, config
 
 
 def _is_lora(name: str) -> bool:
-    return name.endswith((".lora_a.weight", ".lora_b.weight"))
+    return name.endswith((".lora_a.weight", ".lora_b.weight", ".magnitude"))
 
 
 def _merge(
-    weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, scale: float
+    weight: torch.Tensor,
+    lora_a: torch.Tensor,
+    lora_b: torch.Tensor,
+    scale: float,
+    magnitude: torch.Tensor | None,
 ) -> torch.Tensor:
     # In bf16 the product would be rounded before it is added, and again after.
     wide = torch.promote_types(weight.dtype, torch.float32)
-    update = scale * (lora_b.to(wide) @ lora_a.to(wide))
-    return (weight.to(wide) + update).to(weight.dtype)
+    merged = weight.to(wide) + scale * (lora_b.to(wide) @ lora_a.to(wide))
+    if magnitude is not None:
+        merged = merged * (magnitude.to(wide) / row_norms(merged))[:, None]
+    return merged.to(weight.dtype)

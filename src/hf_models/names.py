@@ -22,6 +22,7 @@ _PARAMETERS = {
     "scale": "weight",
     "lora_a.weight": "lora_A.weight",
     "lora_b.weight": "lora_B.weight",
+    "magnitude": "lora_magnitude_vector",
 }
 
 

@@ -5,6 +5,7 @@ head keep their dtype: a loss projects with the head itself, outside of the mode
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from torchao.dtypes.nf4tensor import NF4Tensor, to_nf4
 from torchao.quantization import quantize_
 from torchtune.modules import TransformerDecoder
 from torchtune.modules.low_precision import FrozenNF4Linear
-from torchtune.modules.peft import LoRALinear, get_adapter_params
+from torchtune.modules.peft import get_adapter_params
+
+from hf_models.dora import row_norms
 
 NF4 = "nf4"
 _BLOCK_SIZE, _SCALER_BLOCK_SIZE = 64, 256  # as in QLoRA
@@ -62,7 +65,7 @@ def quantize(
 
 
 def nf4_linear(
-    in_dim: int, out_dim: int, bias: bool, lora: dict[str, Any] | None = None
+    in_dim: int, out_dim: int, bias: bool, with_lora: Callable[..., nn.Module] | None = None
 ) -> nn.Module:
     """torchtune's linear layer with a frozen NF4 weight, which load_state_dict quantises.
 
@@ -70,18 +73,17 @@ def nf4_linear(
         in_dim: Width of the input.
         out_dim: Width of the output.
         bias: Whether there is a bias; it is not quantised.
-        lora: ``rank``, ``alpha`` and ``dropout`` of a LoRA beside the frozen weight, if any.
+        with_lora: Makes torchtune's LoRA layer for one beside the frozen weight, if any.
 
     Raises:
         ValueError: If the weight cannot be cut into NF4's blocks; on loading, if it is sharded.
     """
     blocks = _blocks(in_dim * out_dim)
     linear: nn.Module
-    if lora is None:
+    if with_lora is None:
         linear = FrozenNF4Linear(in_dim, out_dim, bias, **blocks)
     else:
-        options = {**lora, **blocks}
-        linear = LoRALinear(in_dim, out_dim, use_bias=bias, quantize_base=True, **options)
+        linear = with_lora(in_dim, out_dim, use_bias=bias, quantize_base=True, **blocks)
     linear.register_load_state_dict_pre_hook(_quantize_arriving_weight)
     return linear
 
@@ -131,7 +133,9 @@ def _quantize_arriving_weight(
             "(kd_single_device) or set quantize_base: false"
         )
     if weight is not None and not isinstance(weight, NF4Tensor):
-        state_dict[f"{prefix}weight"] = _nf4(weight)
+        state_dict[f"{prefix}weight"] = packed = _nf4(weight)
+        if f"{prefix}magnitude" in state_dict:  # DoRA starts as the base that it has now
+            state_dict[f"{prefix}magnitude"] = row_norms(dequantized(packed))
 
 
 def _nf4(weight: torch.Tensor) -> NF4Tensor:

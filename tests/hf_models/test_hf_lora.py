@@ -82,6 +82,7 @@ def test_merging_leaves_the_model_as_it_was(make_hf, load, tokens, randomize_lor
         "lora_alpha": 7,
         "lora_dropout": 0.0,
         "target_modules": sorted([*ALL, "output", "w1", "w2", "w3"]),
+        "use_dora": False,
     }
     with torch.device("meta"):
         plain = decoder(directory)

@@ -1,0 +1,48 @@
+"""DoRA: LoRA whose rows are brought to trained lengths."""
+
+from typing import Any
+
+import torch
+from torchtune.modules.peft import LoRALinear
+
+
+class DoRALinear(LoRALinear):
+    """y = m / ‖W'‖ · (W·x + s·B·A·x) + b, where W' = W + s·B·A and s = alpha / rank.
+
+    ``magnitude`` is m [out], trained beside A and B and initially ‖W‖. The norms ‖W'‖ [out] of the
+    rows are constants to the backward, as in section 4.3 of https://arxiv.org/abs/2402.09353.
+    torchtune's layer of that name scales the bias b too, which neither the paper nor PEFT does.
+
+    Args:
+        in_dim: Width of the input.
+        out_dim: Width of the output.
+        options: The other arguments of torchtune's ``LoRALinear``.
+    """
+
+    def __init__(self, in_dim: int, out_dim: int, **options: Any) -> None:
+        super().__init__(in_dim, out_dim, **options)
+        self.magnitude = torch.nn.Parameter(torch.empty(out_dim))
+
+    def adapter_params(self) -> list[str]:
+        """Names of the adapter's parameters within the layer."""
+        return [*super().adapter_params(), "magnitude"]
+
+    def row_scale(self) -> torch.Tensor:
+        """m / ‖W'‖ [out]; its gradient goes to m alone."""
+        with torch.no_grad():
+            weight = self.weight.to(self.magnitude.dtype)  # one in NF4 is unpacked
+            update = self.lora_b.weight @ self.lora_a.weight
+            norms = row_norms(weight + (self.alpha / self.rank) * update)
+        return self.magnitude / norms
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``[..., in] → [..., out]``."""
+        out = super().forward(x)
+        unbiased = out if self.bias is None else out - self.bias
+        # In this form the layer starts as exactly the base's.
+        return out + (self.row_scale() - 1) * unbiased
+
+
+def row_norms(weight: torch.Tensor) -> torch.Tensor:
+    """‖W‖ [out] of the rows of a weight [out, in]; above 0, so that a row of zeros stays one."""
+    return weight.norm(dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
