@@ -1,11 +1,12 @@
 """From the config's dataset nodes to micro-batches."""
 
+import math
 import warnings
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -16,8 +17,9 @@ from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
 from kd_data import collate
 from kd_training.config import component
+from kd_training.length_groups import LengthGroupedSampler, check_grouping, sample_lengths
 from kd_training.placement import Placement
-from kd_training.samples import build_dataset, check_tokenizer
+from kd_training.samples import Share, build_dataset, check_tokenizer
 
 # torchdata's loader announces itself to a counter that torch no longer keeps.
 warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
@@ -35,6 +37,7 @@ class Data:
         samples_per_step: Samples that a rank trains on in a step.
         global_batch: Samples that all ranks train on in a step.
         order: The seed of the shuffled order; None without shuffling.
+        lengths: Checksum of the lengths that the order groups by; None without grouping.
     """
 
     loader: StatefulDataLoader
@@ -44,6 +47,7 @@ class Data:
     samples_per_step: int
     global_batch: int
     order: int | None
+    lengths: int | None
 
     def facts(self) -> dict[str, int | None]:
         """What must be the same when a run goes on, or its place in the epoch means nothing."""
@@ -51,16 +55,17 @@ class Data:
             "samples": self.num_samples,
             "samples per step": self.global_batch,
             "seed of the shuffled order": self.order,
+            "lengths to group by": self.lengths,
         }
 
     def check_same(self, facts: dict[str, int | None]) -> None:
         """Raise `ValueError` unless ``facts`` are those of this data."""
         for name, value in self.facts().items():
-            if value != facts[name]:
+            if value != facts.get(name):
                 raise ValueError(
-                    f"resume_from_checkpoint: dataset: {name}: was {facts[name]}, now {value}; "
-                    "keep dataset, seed, shuffle, and batch_size x gradient_accumulation_steps x "
-                    "devices"
+                    f"resume_from_checkpoint: dataset: {name}: was {facts.get(name)}, now {value}; "
+                    "keep dataset, seed, shuffle, group_by_length (with it the tokenizer too), and "
+                    "batch_size x gradient_accumulation_steps x devices"
                 )
 
 
@@ -70,29 +75,29 @@ def build_data(cfg: DictConfig, placement: Placement, seed: int, ignore_index: i
     Raises:
         ValueError: If a dataset is empty, carries no label, or does not fill one step.
     """
+    check_grouping(cfg)
     tokenizer = component(cfg.tokenizer, "tokenizer")
     check_tokenizer(cfg, tokenizer)
     common = {"placement": placement, "pad_id": tokenizer.pad_id, "ignore_index": ignore_index}
     dataset = build_dataset(cfg.dataset, tokenizer, "dataset", ignore_index)
+    per_step = cfg.batch_size * cfg.gradient_accumulation_steps
+    steps = _steps_per_epoch(cfg, len(dataset), placement.world_size)
+    lengths = sample_lengths(dataset, placement) if cfg.group_by_length else None
     loader = build_loader(
-        dataset, batch_size=cfg.batch_size, shuffle=cfg.shuffle, seed=seed, **common
+        dataset,
+        batch_size=cfg.batch_size,
+        shuffle=cfg.shuffle,
+        seed=seed,
+        lengths=lengths,
+        group_size=per_step * placement.world_size,
+        **common,
     )
-    steps = len(loader) // cfg.gradient_accumulation_steps
-    if steps == 0:
-        raise ValueError(
-            f"dataset: {len(dataset)} samples do not fill one step of batch_size x "
-            "gradient_accumulation_steps x devices = "
-            f"{cfg.batch_size} x {cfg.gradient_accumulation_steps} x {placement.world_size}"
-        )
-    if cfg.max_steps_per_epoch is not None:
-        steps = min(steps, cfg.max_steps_per_epoch)
     val_loader = None
     if cfg.dataset_val is not None:
         val = build_dataset(cfg.dataset_val, tokenizer, "dataset_val", ignore_index)
         val_loader = build_val_loader(
             val, batch_size=cfg.batch_size_val or cfg.batch_size, **common
         )
-    per_step = cfg.batch_size * cfg.gradient_accumulation_steps
     return Data(
         loader,
         val_loader,
@@ -101,7 +106,19 @@ def build_data(cfg: DictConfig, placement: Placement, seed: int, ignore_index: i
         per_step,
         per_step * placement.world_size,
         seed if cfg.shuffle else None,
+        None if lengths is None else zlib.crc32(lengths.numpy().tobytes()),
     )
+
+
+def _steps_per_epoch(cfg: DictConfig, num_samples: int, num_ranks: int) -> int:
+    sizes = (cfg.batch_size, cfg.gradient_accumulation_steps, num_ranks)
+    steps = num_samples // math.prod(sizes)
+    if steps == 0:
+        raise ValueError(
+            f"dataset: {num_samples} samples do not fill one step of batch_size x "
+            f"gradient_accumulation_steps x devices = {' x '.join(map(str, sizes))}"
+        )
+    return min(steps, cfg.max_steps_per_epoch or steps)
 
 
 def build_loader(
@@ -113,19 +130,20 @@ def build_loader(
     batch_size: int,
     shuffle: bool,
     seed: int,
+    lengths: Tensor | None = None,
+    group_size: int = 1,
 ) -> StatefulDataLoader:
     """A loader of collated micro-batches of this rank's share, for training.
 
     Ranks see different samples, and each sample at most once in an epoch: what does not fill a
-    batch on every rank is left out.
+    batch on every rank is left out. With the samples' ``lengths`` [N], each ``group_size`` samples
+    in a row, over all ranks, have similar ones.
     """
-    sampler = StatefulDistributedSampler(
-        dataset,
-        num_replicas=placement.world_size,
-        rank=placement.rank,
-        shuffle=shuffle,
-        seed=seed,
-        drop_last=True,
+    share = {"num_replicas": placement.world_size, "rank": placement.rank, "seed": seed}
+    sampler = (
+        StatefulDistributedSampler(dataset, shuffle=shuffle, drop_last=True, **share)
+        if lengths is None
+        else LengthGroupedSampler(dataset, lengths, group_size, **share)
     )
     return StatefulDataLoader(
         dataset,
@@ -143,27 +161,11 @@ def build_val_loader(
 ) -> DataLoader:
     """A loader of this rank's share of a held-out dataset, every sample once, none left out."""
     return DataLoader(
-        _Share(dataset, placement.rank, placement.world_size),
+        Share(dataset, placement.rank, placement.world_size),
         batch_size=batch_size,
         collate_fn=partial(collate, pad_id=pad_id, ignore_index=ignore_index),
         generator=torch.Generator(),
     )
-
-
-class _Share(Dataset):
-    """Every n-th sample. Shares are equally long: blank samples fill up, which count nowhere."""
-
-    def __init__(self, dataset: Any, rank: int, world_size: int) -> None:
-        self._dataset, self._rank, self._world_size = dataset, rank, world_size
-
-    def __len__(self) -> int:
-        return -(-len(self._dataset) // self._world_size)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        number = index * self._world_size + self._rank
-        if number < len(self._dataset):
-            return self._dataset[number]
-        return {**self._dataset[0], "blank": True}
 
 
 def skip_to(loader: StatefulDataLoader, epoch: int, num_samples: int) -> None:

@@ -82,3 +82,19 @@ class _Named(Dataset):
                 f"{self._key}: sample {index}: {type(err).__name__}: {reason(err)}; check its "
                 "columns and values"
             ) from err
+
+
+class Share(Dataset):
+    """Every n-th sample. Shares are equally long: blank samples fill up, which count nowhere."""
+
+    def __init__(self, dataset: Any, rank: int, world_size: int) -> None:
+        self._dataset, self._rank, self._world_size = dataset, rank, world_size
+
+    def __len__(self) -> int:
+        return -(-len(self._dataset) // self._world_size)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number = index * self._world_size + self._rank
+        if number < len(self._dataset):
+            return self._dataset[number]
+        return {**self._dataset[0], "blank": True}

@@ -88,6 +88,7 @@ class RunConfig:
     run_val_every_n_steps: int | None = None
     seed: int | None = 0
     shuffle: bool = True
+    group_by_length: bool = False
     batch_size: int = 1
     batch_size_val: int | None = None
     epochs: int = 1
@@ -101,6 +102,7 @@ class RunConfig:
     device: str = "cuda"
     dtype: str = "bf16"
     enable_activation_checkpointing: bool = False
+    enable_activation_offloading: bool = False
     fsdp_cpu_offload: bool = False
     fsdp_reshard_after_forward: bool = True
     custom_sharded_layers: list[str] = field(default_factory=list)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,15 +29,18 @@ class Setup:
     ranks: int
     batch_size: int
     accumulation: int
-    shuffle: bool = True
+    order: str = "shuffled"
 
     @property
     def global_batch(self):
         return self.ranks * self.batch_size * self.accumulation
 
     def loaders(self):
-        options = {"batch_size": self.batch_size, "shuffle": self.shuffle, "seed": 3}
+        options = {"batch_size": self.batch_size, "shuffle": self.order != "fixed", "seed": 3}
         samples = numbered(self.num_samples)
+        if self.order == "grouped":
+            options["lengths"] = torch.tensor([i * 7 % 23 for i in range(self.num_samples)])
+            options["group_size"] = self.global_batch
         return [
             build_loader(samples, Rank(rank, self.ranks), PAD, IGNORE, **options)
             for rank in range(self.ranks)
@@ -64,7 +68,8 @@ def numbers(batch):
 
 def setups(max_samples=60):
     few = st.integers(1, 4)
-    return st.builds(Setup, st.integers(1, max_samples), few, few, few, st.booleans())
+    orders = st.sampled_from(["fixed", "shuffled", "grouped"])
+    return st.builds(Setup, st.integers(1, max_samples), few, few, few, orders)
 
 
 @settings(deadline=None, max_examples=60)
@@ -89,7 +94,7 @@ def test_going_on_in_the_middle_gives_the_rest_of_the_epoch(setup, epoch, done):
 @settings(deadline=None, max_examples=60)
 @given(setups(), st.integers(0, 3))
 def test_a_step_has_the_same_samples_on_any_number_of_ranks(setup, epoch):
-    alone = Setup(setup.num_samples, 1, setup.global_batch, 1, setup.shuffle)
+    alone = Setup(setup.num_samples, 1, setup.global_batch, 1, setup.order)
     assert setup.steps(setup.loaders(), epoch) == alone.steps(alone.loaders(), epoch)
 
 
@@ -106,8 +111,9 @@ def test_an_epoch_that_was_left_early_does_not_change_the_next(setup, left_after
     assert setup.steps(used, 1) == setup.steps(setup.loaders(), 1)
 
 
-def test_epochs_differ_and_a_seed_repeats_them():
-    setup = Setup(40, 2, 2, 2)
+@pytest.mark.parametrize("order", ["shuffled", "grouped"])
+def test_epochs_differ_and_a_seed_repeats_them(order):
+    setup = Setup(40, 2, 2, 2, order)
     first = setup.steps(setup.loaders(), 0)
     assert first == setup.steps(setup.loaders(), 0)
     assert first != setup.steps(setup.loaders(), 1)

@@ -148,11 +148,12 @@ OTHERS = {
     "bf16": {"dtype": "bf16"},
     "checkpointed activations": {"enable_activation_checkpointing": True},
     "another seed each time": {"seed": None},
+    "grouped by length": {"group_by_length": True},
     "labels only": {"loss_scaling": {"manual_scales": {"kd": 0.0, "ir": 0.0}}},
 }
 
 
-QUICK = ("all weights", "SGD", "another seed each time")
+QUICK = ("all weights", "SGD", "another seed each time", "grouped by length")
 slow = pytest.mark.slow
 
 
@@ -185,6 +186,7 @@ def test_other_setups_go_on_as_well(tune_run, config_file, tmp_path, case):
     [
         ("batch_size=1", ["samples per step", "4", "2"]),
         ("seed=2", ["seed"]),
+        ("group_by_length=true", ["lengths to group by", "keep dataset", "group_by_length"]),
         ("model.lora_rank=8", ["step_", "lora"]),
         ("model.lora_attn_modules=[q_proj]", ["step_"]),
         ("optimizer._component_=torch.optim.Adagrad", ["step_", "optimizer"]),

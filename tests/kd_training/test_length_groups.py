@@ -1,0 +1,157 @@
+"""Samples of similar length share a batch: less padding, and nothing else is lost."""
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+
+import pytest
+import torch
+
+from kd_training.data import build_loader, grouped, skip_to
+from kd_training.length_groups import grouped_order, sample_lengths
+
+LENGTHS = torch.randint(1, 200, (2000,), generator=torch.Generator().manual_seed(0))
+SAMPLES = [{"tokens": [1] * n, "labels": [1] * n} for n in LENGTHS.tolist()]
+BATCH_SIZE, ACCUMULATION = 4, 2
+
+
+class Rank:
+    """As much of a placement as data needs; the ranks are threads."""
+
+    def __init__(self, rank, world_size, shares=None, barrier=None):
+        self.rank, self.world_size, self._shares, self._barrier = rank, world_size, shares, barrier
+
+    def gather(self, value):
+        self._shares[self.rank] = value
+        self._barrier.wait(10)
+        return self._shares
+
+
+def steps(ranks, by_length, epoch=1):
+    """The micro-batches of each optimizer step, by rank."""
+    shares = []
+    for rank in range(ranks):
+        loader = build_loader(
+            SAMPLES,
+            Rank(rank, ranks),
+            pad_id=0,
+            ignore_index=-100,
+            batch_size=BATCH_SIZE,
+            shuffle=True,
+            seed=5,
+            lengths=LENGTHS if by_length else None,
+            group_size=BATCH_SIZE * ACCUMULATION * ranks,
+        )
+        skip_to(loader, epoch, 0)
+        shares.append(list(grouped(loader, ACCUMULATION, torch.device("cpu"))))
+    return list(zip(*shares, strict=True))
+
+
+def padding(ranks, by_length):
+    """The share of all positions that are padding."""
+    valid = [
+        batch["valid"] for step in steps(ranks, by_length) for share in step for batch in share
+    ]
+    return 1 - sum(v.sum().item() for v in valid) / sum(v.numel() for v in valid)
+
+
+def wait_of_the_ranks(by_length):
+    """How much more the ranks' widest batches have than the others, mean over micro-batches."""
+    widths = torch.tensor(
+        [
+            [share[i]["tokens"].shape[1] for share in step]
+            for step in steps(4, by_length)
+            for i in range(ACCUMULATION)
+        ]
+    ).float()
+    return (widths.amax(1) / widths.mean(1) - 1).mean().item()
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_little_is_padding(ranks):
+    without, with_groups = padding(ranks, False), padding(ranks, True)
+    print(f"{ranks} ranks: {without:.1%} padding, {with_groups:.1%} grouped")
+    # Four lengths drawn evenly from 0 to L: their mean is L/2, their greatest 4L/5.
+    assert without == pytest.approx(3 / 8, abs=0.03)
+    assert with_groups < 0.06
+
+
+def test_ranks_work_on_similar_lengths_at_the_same_time():
+    assert wait_of_the_ranks(False) > 0.1
+    assert wait_of_the_ranks(True) < 0.02
+
+
+def order(epoch, lengths=LENGTHS, group_size=8):
+    return grouped_order(lengths, group_size, torch.Generator().manual_seed(epoch))
+
+
+def test_the_longest_sample_is_in_the_first_group():
+    for epoch in range(5):
+        kept = order(epoch)
+        assert LENGTHS[kept[:8]].max() == LENGTHS[kept].max()
+
+
+def test_the_order_of_lengths_is_random():
+    """Neither do batches get longer or shorter, nor do samples always meet the same others."""
+    means = LENGTHS[order(0)].view(-1, 8).float().mean(1)
+    assert abs(torch.corrcoef(torch.stack([means, torch.arange(len(means)).float()]))[0, 1]) < 0.2
+    met = [{frozenset(g) for g in order(epoch).view(-1, 8).tolist()} for epoch in range(2)]
+    assert len(met[0] & met[1]) == 0
+
+
+def test_no_sample_is_left_out_more_often_than_others():
+    lengths = torch.arange(10)
+    left_out = torch.zeros(10)
+    for epoch in range(400):
+        left_out += 1
+        left_out[order(epoch, lengths, 4)] -= 1
+    # Two of ten each time; a share of 0.2 over 400 draws has a deviation of 0.02.
+    assert ((left_out / 400 - 0.2).abs() < 0.06).all()
+
+
+def test_fewer_samples_than_a_group():
+    assert order(0, torch.arange(3), 4).tolist() == []
+
+
+@pytest.mark.parametrize(("num_samples", "ranks"), [(1, 1), (7, 1), (7, 2), (8, 4), (3, 4)])
+def test_each_rank_counts_a_share_of_the_tokens(num_samples, ranks):
+    read, shares, barrier = [], [None] * ranks, Barrier(ranks)
+
+    class Read:
+        def __len__(self):
+            return num_samples
+
+        def __getitem__(self, index):
+            read.append(index)
+            return SAMPLES[index]
+
+    with ThreadPoolExecutor(ranks) as threads:
+        placements = [Rank(rank, ranks, shares, barrier) for rank in range(ranks)]
+        found = list(threads.map(lambda placement: sample_lengths(Read(), placement), placements))
+    assert all(lengths.tolist() == LENGTHS[:num_samples].tolist() for lengths in found)
+    assert sorted(read) == list(range(num_samples))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"shuffle": False}, r"^config: group_by_length .*shuffle must be true$"),
+        ({"dataset.packed": True}, r"^config: group_by_length: dataset is packed.*leave out one"),
+    ],
+)
+def test_refusals(make_trainer, changes, words):
+    with pytest.raises(ValueError, match=words):
+        make_trainer({"group_by_length": True, **changes})
+
+
+def test_a_checkpoint_knows_the_lengths(make_trainer):
+    """The order depends on them: with others, samples would be seen twice or never."""
+    plain = make_trainer().data
+    by_length = make_trainer({"group_by_length": True}).data
+    shorter = make_trainer({"group_by_length": True, "tokenizer.max_seq_len": 20}).data
+    again = make_trainer({"group_by_length": True}).data
+    again.check_same(by_length.facts())
+    for one, other in [(plain, by_length), (by_length, plain), (by_length, shorter)]:
+        with pytest.raises(ValueError, match=r"lengths to group by: was .*keep .*group_by_length"):
+            one.check_same(other.facts())
+    before = {k: v for k, v in plain.facts().items() if k != "lengths to group by"}
+    plain.check_same(before)
