@@ -1,5 +1,6 @@
 """α-β divergence."""
 
+import torch
 from torch import Tensor
 
 from kd_losses.checks import require
@@ -40,7 +41,8 @@ class AlphaBetaLoss(DistributionLoss):
     def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return the divergence of every token."""
         a, b = self.alpha, self.beta
-        p_power, q_power = ((a + b) * log_p).exp(), ((a + b) * log_q).exp()
+        # Summed alike, so that the three powers are equal to the last digit where p and q are.
+        p_power, q_power = (a * log_p + b * log_p).exp(), (a * log_q + b * log_q).exp()
         mixed = (a * log_p + b * log_q).exp()
         # Both differences are small where p ≈ q; their terms on their own are not.
         terms = (p_power - mixed) / b + (q_power - mixed) / a
@@ -51,9 +53,10 @@ class AlphaBetaLoss(DistributionLoss):
     ) -> tuple[Tensor, Tensor]:
         """Return the divergence and its slope (q^(α+β) − p^α·q^β)/α."""
         a, b = self.alpha, self.beta
-        q_power = log_q.mul(a + b).exp_()
-        mixed = log_p.mul(a).add_(log_q, alpha=b).exp_()
-        p_difference = log_p.mul_(a + b).exp_().sub_(mixed)
+        p_power, q_power = a * log_p, a * log_q
+        mixed = torch.add(p_power, log_q, alpha=b).exp_()
+        p_power.add_(log_p, alpha=b).exp_()
+        q_power.add_(log_q, alpha=b).exp_()
         slope = q_power.sub_(mixed).div_(a)
-        loss = (p_difference.sum(-1) / b + slope.sum(-1)) / (a + b)
+        loss = (p_power.sub_(mixed).sum(-1) / b + slope.sum(-1)) / (a + b)
         return loss, slope.mul_(weight)

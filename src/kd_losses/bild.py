@@ -35,22 +35,37 @@ class BiLDLoss(KDLoss):
 
     def per_token(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of every token."""
-        student, teacher = student_logits, teacher_logits
-        by_teacher = topk_indices(teacher, self.top_k)
-        by_student = topk_indices(student.detach(), self.top_k)
-        return self._led_by(by_teacher, student, teacher) + self._led_by(
-            by_student, student, teacher
-        )
+        ids = self._ids(student_logits.detach(), teacher_logits)
+        return self._of_chosen(student_logits.gather(-1, ids), teacher_logits.gather(-1, ids))
 
-    def _led_by(self, ids: Tensor, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-        first, second = torch.triu_indices(
-            ids.shape[-1], ids.shape[-1], offset=1, device=ids.device
-        )
+    def per_token_and_grad(
+        self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, weight: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return `per_token` and its weighted gradient, which autograd sees only at the ids."""
+        ids = self._ids(student_logits, teacher_logits)
+        with torch.enable_grad():
+            chosen = student_logits.detach().gather(-1, ids).requires_grad_()
+            loss = self._of_chosen(chosen, teacher_logits.gather(-1, ids))
+            (grad,) = torch.autograd.grad(loss, chosen, torch.full_like(loss, weight))
+        # An id that both sides chose appears twice and collects both gradients.
+        return loss.detach(), student_logits.zero_().scatter_add_(-1, ids, grad)
 
-        def log_softmax_of_differences(logits: Tensor) -> Tensor:
-            top = logits.gather(-1, ids) / self.temperature
-            return torch.log_softmax(top[:, first] - top[:, second], dim=-1)
+    def _ids(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Return the teacher's ``top_k`` ids, then the student's, ``[N, 2K]``."""
+        sides = teacher_logits, student_logits
+        return torch.cat([topk_indices(side, self.top_k) for side in sides], dim=-1)
 
-        return kl(
-            log_softmax_of_differences(teacher_logits), log_softmax_of_differences(student_logits)
+    def _of_chosen(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+        """Return the loss of every token from the logits at its ids ``[N, 2K]``."""
+        sides = zip(teacher_logits.chunk(2, dim=-1), student_logits.chunk(2, dim=-1), strict=True)
+        teacher_led, student_led = (
+            kl(self._log_softmax_of_differences(p), self._log_softmax_of_differences(q))
+            for p, q in sides
         )
+        return teacher_led + student_led
+
+    def _log_softmax_of_differences(self, top_NK: Tensor) -> Tensor:
+        k = top_NK.shape[-1]
+        first, second = torch.triu_indices(k, k, offset=1, device=top_NK.device)
+        scaled = top_NK / self.temperature
+        return torch.log_softmax(scaled[:, first] - scaled[:, second], dim=-1)

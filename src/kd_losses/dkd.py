@@ -6,7 +6,7 @@ from torch import Tensor
 from kd_losses.checks import require
 from kd_losses.forward_kl import kl
 from kd_losses.normalized import NormalizedLoss
-from kd_losses.target import at_target, without_target
+from kd_losses.target import decouple, decouple_
 from kd_losses.topk import topk_indices
 
 
@@ -46,8 +46,8 @@ class DKDLoss(NormalizedLoss):
     def divergence(self, student_NV: Tensor, teacher_NV: Tensor, labels: Tensor) -> Tensor:
         """Return ``α·KL(b_p‖b_q) + β·KL(p̂‖q̂)`` of every token."""
         target = self._target(teacher_NV, labels)
-        log_pair_p, log_others_p = _decouple(teacher_NV, target)
-        log_pair_q, log_others_q = _decouple(student_NV, target)
+        log_pair_p, log_others_p = decouple(teacher_NV, target)
+        log_pair_q, log_others_q = decouple(student_NV, target)
         return self._sum(kl(log_pair_p, log_pair_q), kl(log_others_p, log_others_q))
 
     def divergence_and_grad(
@@ -59,8 +59,8 @@ class DKDLoss(NormalizedLoss):
         ``(β − α·(b_q − b_p))·q̂ − β·p̂`` at the others.
         """
         target = self._target(teacher_NV, labels)
-        log_pair_p, log_others_p = _decouple(teacher_NV, target)
-        log_pair_q, log_others_q = _decouple(student_NV, target)
+        log_pair_p, log_others_p = decouple_(teacher_NV, target)
+        log_pair_q, log_others_q = decouple(student_NV, target)
         p = log_others_p.exp()
         others = torch.linalg.vecdot(p, log_others_p.sub_(log_others_q))
         loss = self._sum(kl(log_pair_p, log_pair_q), others)
@@ -77,13 +77,3 @@ class DKDLoss(NormalizedLoss):
 
     def _sum(self, target: Tensor, others: Tensor) -> Tensor:
         return self.alpha * target + self.beta * others
-
-
-def _decouple(logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log-probabilities (target, rest) ``[N, 2]`` and those of the others ``[N, V]``."""
-    others = without_target(logits_NV, target_N)
-    log_others = others.log_softmax(-1)
-    # What log-softmax took off is the others' logsumexp, which would cost as much once more.
-    logsumexp = others.amax(-1) - log_others.amax(-1)
-    pair = torch.stack([at_target(logits_NV, target_N), logsumexp], dim=-1)
-    return pair.log_softmax(-1), log_others

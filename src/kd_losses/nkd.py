@@ -5,8 +5,7 @@ from torch import Tensor
 
 from kd_losses.base import KDLoss
 from kd_losses.checks import require
-from kd_losses.distribution import log_softmax_
-from kd_losses.target import at_target, without_target
+from kd_losses.target import at_target, decouple_, without_target
 from kd_losses.topk import topk_indices
 
 
@@ -46,17 +45,23 @@ class NKDLoss(KDLoss):
     def per_token_and_grad(
         self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, weight: float
     ) -> tuple[Tensor, Tensor]:
-        """Return `per_token` and its weighted gradient, ``p_y·(q − 1_y) + γ/T·(q̂ − p̂)``."""
-        top, p_top, others_p = self._of_teacher(teacher_logits)
-        log_others_q = log_softmax_(without_target(student_logits, top), self.temperature)
-        log_q = log_softmax_(student_logits)
+        """Return `per_token` and its weighted gradient; at temperature 1 in closed form.
+
+        With q_y the target's probability: ``−p_y·(1 − q_y)`` at the target, and
+        ``(p_y·(1 − q_y) + γ)·q̂ − γ·p̂`` at the others.
+        """
+        if self.temperature != 1:
+            return super().per_token_and_grad(student_logits, teacher_logits, labels, weight)
+        top = topk_indices(teacher_logits, 1)
+        log_pair_p, log_others_p = decouple_(teacher_logits, top.squeeze(-1))
+        log_pair_q, log_others_q = decouple_(student_logits, top.squeeze(-1))
+        p_top, others_p = log_pair_p[:, :1].exp(), log_others_p.exp_()
         others = torch.linalg.vecdot(others_p, log_others_q)
-        loss = -p_top * at_target(log_q, top) - self.gamma * others
-        scale = weight * p_top.unsqueeze(-1)
-        grad = log_q.exp_().mul_(scale)
-        grad.scatter_add_(-1, top.unsqueeze(-1), -scale)
-        difference = log_others_q.exp_().sub_(others_p)
-        return loss, grad.add_(difference, alpha=weight * self.gamma / self.temperature)
+        loss = -(p_top * log_pair_q[:, :1]).squeeze(-1) - self.gamma * others
+        pull = p_top * log_pair_q[:, 1:].exp()
+        grad = log_others_q.exp_().mul_(weight * (pull + self.gamma))
+        grad.sub_(others_p, alpha=weight * self.gamma)
+        return loss, grad.scatter_(-1, top, -weight * pull)
 
     def _of_teacher(self, logits_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the top token ``[N]``, its probability and p̂ ``[N, V]``, which is 0 at the top."""

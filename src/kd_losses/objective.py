@@ -54,18 +54,25 @@ class Objective:
             return ce, loss.sum(), log_softmax_backward_(slope, log_q)
 
         ce = kd = student_RV.new_zeros(())
-        grad = student_RV.new_empty(0)
+        q = None
         if with_ce:
-            log_q = torch.log_softmax(student_RV, dim=-1)
-            ce = _nll(log_q, labels)
-            grad = _add_at_labels_(log_q.exp_().mul_(self.ce_weight), labels, -self.ce_weight)
+            ce, q = _nll_and_probs(student_RV, labels)
         if teacher_RV is not None:
-            loss, kd_grad = kd_loss.per_token_and_grad(
-                student_RV, teacher_RV, labels, self.kd_weight
-            )
+            loss, grad = kd_loss.per_token_and_grad(student_RV, teacher_RV, labels, self.kd_weight)
             kd = loss.sum()
-            grad = kd_grad.add_(grad) if with_ce else kd_grad
-        return ce, kd, grad
+            grad = grad if q is None else grad.add_(q, alpha=self.ce_weight)
+        else:
+            grad = student_RV.zero_() if q is None else q.mul_(self.ce_weight)
+        return ce, kd, _add_at_labels_(grad, labels, -self.ce_weight) if with_ce else grad
+
+
+def _nll_and_probs(student_RV: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the summed cross-entropy, and the student's probabilities: its gradient but for −1."""
+    q_RV = torch.softmax(student_RV, dim=-1)
+    # The largest logit and the largest probability, at least 1/V, give the logsumexp without a pass
+    # for the exponential of log q.
+    logsumexp = student_RV.amax(-1) - q_RV.amax(-1).log()
+    return (logsumexp - student_RV.gather(-1, labels.unsqueeze(-1)).squeeze(-1)).sum(), q_RV
 
 
 def _nll(log_q_RV: Tensor, labels: Tensor) -> Tensor:

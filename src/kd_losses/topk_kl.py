@@ -46,7 +46,7 @@ class TopKKLLoss(KDLoss):
         self, student_logits: Tensor, teacher_logits: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return the teacher's ``top_k`` ids and both sides' log-probabilities among them."""
-        ids = topk_indices(teacher_logits, self.top_k)
+        ids = topk_indices(teacher_logits, self.top_k, ordered=False)
         log_p = torch.log_softmax(teacher_logits.gather(-1, ids) / self.temperature, dim=-1)
         log_q = torch.log_softmax(student_logits.gather(-1, ids) / self.temperature, dim=-1)
         return ids, log_p, log_q
