@@ -1,6 +1,6 @@
 """Time, memory and error of the loss stage, side by side with the losses of other libraries.
 
-    python benchmarks/losses.py                      # everything this machine can run, about 15 min
+    python benchmarks/losses.py                      # everything this machine can run, about 25 min
     python benchmarks/losses.py --loss ForwardKLLoss --repeats 3
 
 Every row is a process of its own: forward and backward from hidden states, cross-entropy included.
@@ -10,6 +10,7 @@ benchmarks/results/. TRL and Liger are measured where they are installed.
 """
 
 import argparse
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -128,6 +129,14 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def environment() -> str:
+    """Return the versions that were measured."""
+    packages = ["torch", "torchtune", "trl", "liger-kernel"]
+    present = {found.metadata["Name"].lower() for found in importlib.metadata.distributions()}
+    versions = [f"{p} {importlib.metadata.version(p)}" for p in packages if p in present]
+    return ", ".join([*versions, f"{torch.get_num_threads()} threads"])
+
+
 def picture(title: str, rows: list[Row], path: Path) -> None:
     """Draw time over the floor and peak memory of every measured row."""
     names = [f"{row.job.system}: {row.job.loss.removesuffix('Loss')}" for row in rows]
@@ -155,7 +164,7 @@ def main() -> None:
     args = parser.parse_args()
     losses = args.loss or LOSSES
     args.output.mkdir(parents=True, exist_ok=True)
-    sections = [f"# Loss stage\n\ntorch {torch.__version__}, {torch.get_num_threads()} threads\n"]
+    sections = [f"# Loss stage\n\n{environment()}; the best of {args.repeats} runs\n"]
     groups = [*cpu_jobs(losses, args.repeats), *gpu_jobs(losses, args.repeats)]
     for number, (title, jobs) in enumerate(groups):
         rows = []
