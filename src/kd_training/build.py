@@ -22,6 +22,7 @@ from kd_training.config import component
 from kd_training.kinds import expect
 from kd_training.matching import build_matcher
 from kd_training.objective import Objective
+from kd_training.offloading import check_offloading, offload_activations
 from kd_training.values import loss_weights, needs_teacher
 
 _CROSS_ENTROPIES = (nn.CrossEntropyLoss, CEWithChunkedOutputLoss)
@@ -36,7 +37,11 @@ def build_decoder(cfg: DictConfig, key: str, dtype: torch.dtype) -> Any:
 
 
 def build_student(cfg: DictConfig, dtype: torch.dtype) -> Any:
-    """The student with its adapter (or, without one, all of its weights) trainable."""
+    """The student with its adapter (or, without one, all of its weights) trainable.
+
+    Raises:
+        ValueError: If it cannot be built, or its activations cannot be offloaded.
+    """
     student = build_decoder(cfg, "model", dtype)
     adapter = get_adapter_params(student)
     if adapter:
@@ -47,6 +52,9 @@ def build_student(cfg: DictConfig, dtype: torch.dtype) -> Any:
         training.set_activation_checkpointing(
             student, auto_wrap_policy={TransformerSelfAttentionLayer}
         )
+    if cfg.enable_activation_offloading:
+        check_offloading(cfg)
+        offload_activations(student)
     return student
 
 
@@ -124,12 +132,12 @@ def check_optimizer(optimizer: Any) -> None:
     """Refuse an optimizer whose state a checkpoint could not keep.
 
     Raises:
-        ValueError: If it has none, as torchao's CPUOffloadOptimizer.
+        ValueError: If it has none.
     """
     if not hasattr(optimizer, "state"):
         raise ValueError(
             f"config: optimizer: {type(optimizer).__name__} keeps its state where no checkpoint "
-            "reaches it; use torchao.optim.AdamW8bit, or kd_distributed with fsdp_cpu_offload: true"
+            "reaches it (it has no attribute state); use another, such as torch.optim.AdamW"
         )
 
 

@@ -43,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "projections": NARROW | CLIPPED_SUM,
     "untied head": UNTIED,
     "lora on the head": UNTIED | {"model.apply_lora_to_output": True},
+    "dora on the head": UNTIED | {"model.apply_lora_to_output": True, "model.use_dora": True},
     "all weights": FULL,
     "all weights, untied head": UNTIED | FULL,
     "odd ranks without labels": FULL | CLIPPED_SUM | {"dataset.odd_silent": True},

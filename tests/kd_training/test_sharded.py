@@ -27,7 +27,9 @@ from sharded_cases import (
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kd_training import OneDevice
+from kd_training.config import check_config
 from kd_training.recipe_state import newest_state
+from kd_training.sharded import make_sharded
 
 PARITY = 1e-5
 # A bf16 number has 8 bits: one rounding is up to 2^-8 = 4e-3 off. The loss is a mean over a hundred
@@ -125,6 +127,22 @@ def test_one_rank_is_one_device(root, table, case):
     finally:
         dist.destroy_process_group()
     check_parity(root, case, 1, table)
+
+
+def test_offloaded_activations_on_a_rank(root, fetched):
+    case = "activation checkpointing"
+    changes = {"enable_activation_offloading": True, "output_dir": str(root / "offloaded")}
+    cfg = check_config(OmegaConf.merge(case_config(root, case, 1), changes))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        train(cfg, make_sharded(cfg))
+    finally:
+        dist.destroy_process_group()
+    assert fetched
+    expected = one_device(root, case)
+    worst = logged_differences(records(root / "offloaded"), records(expected))
+    assert max(worst.values()) < PARITY
+    assert weight_difference(root / "offloaded", expected, student_of(root, case)) < PARITY
 
 
 def notes(root, case, ranks=2):

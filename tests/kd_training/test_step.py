@@ -133,3 +133,40 @@ def test_tokens_are_the_labels_of_all_micro_batches(make_trainer):
     batches = micro_batches_of(trainer, [0, 1], [2, 3])
     labels = sum(len(trainer.data.loader.dataset[i]["tokens"]) - 1 for i in range(4))
     assert trainer.step(batches, 1)["num_tokens"] == labels
+
+
+ONLY_LAYERS = {"loss_scaling.manual_scales": {"ce": 0.0, "kd": 0.0, "ir": 1.0}}
+OFFLOADED = {
+    "every part": {},
+    "projections": {"layer_projection": {"mode": "always"}},
+    "a matched layer alone": ONLY_LAYERS | {"layer_mapping": [[0, 1]]},
+    "DoRA": {"model.use_dora": True},
+    "bf16": {"dtype": "bf16"},
+}
+
+
+@pytest.mark.parametrize("case", OFFLOADED)
+def test_offloaded_activations_change_nothing(make_trainer, fetched, case):
+    overrides = OFFLOADED[case] | {"enable_activation_checkpointing": True}
+    results = []
+    for offloading in (False, True):
+        trainer = make_trainer(overrides | {"enable_activation_offloading": offloading})
+        batches = [micro_batches_of(trainer, *g) for g in (([0, 1], [2]), ([3], [4, 5]))]
+        values = [trainer.step(batch, i + 1) for i, batch in enumerate(batches)]
+        results.append((values, snapshot(trainer)))
+        if not offloading:
+            assert not fetched
+    assert results[0][0] == results[1][0]
+    same(results[0][1], results[1][1])
+    of_layers = [shape for shape in fetched if len(shape) == 3]
+    assert len(of_layers) >= len(trainer.student.layers) * sum(map(len, batches))
+    micro_batches = [tuple(batch["tokens"].shape) for step in batches for batch in step]
+    assert {shape[:2] for shape in of_layers} == set(micro_batches), "no weight was moved"
+
+
+def test_without_checkpointing_weights_would_be_offloaded_too(make_trainer, fetched):
+    """Why the one is refused without the other."""
+    trainer = make_trainer({"enable_activation_offloading": True})
+    trainer.step(micro_batches_of(trainer, [0, 1]), 1)
+    layer = trainer.student.layers[0]
+    assert {tuple(p.shape[::-1]) for p in (layer.mlp.w1.weight, layer.mlp.w2.weight)} <= {*fetched}
