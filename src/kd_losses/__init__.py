@@ -22,6 +22,7 @@ from kd_losses.skew_kl import SkewForwardKLLoss, SkewReverseKLLoss
 from kd_losses.symmetric_kl import SymmetricKLLoss
 from kd_losses.topk_kl import TopKKLLoss
 from kd_losses.tv_distance import TVDistanceLoss
+from kd_losses.uld import ULDLoss
 
 __all__ = [
     "AlphaBetaLoss",
@@ -46,4 +47,5 @@ __all__ = [
     "TVDistanceLoss",
     "TVDistanceWithChunkedOutputLoss",
     "TopKKLLoss",
+    "ULDLoss",
 ]

@@ -4,12 +4,13 @@ Shape suffixes: N tokens, V vocabulary.
 """
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from kd_losses.checks import require
-from kd_losses.vocabulary import cut_to_shared, drop_excluded
+from kd_losses.vocabulary import cut_to_shared, drop_excluded, exclude
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -30,7 +31,13 @@ class KDLoss(nn.Module, ABC):
 
     Raises:
         ValueError: if the temperature is not above 0.
+
+    Attributes:
+        shares_vocabulary: whether an id must mean the same token on both sides. Without, the two
+            vocabularies may have any sizes.
     """
+
+    shares_vocabulary: ClassVar[bool] = True
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -92,10 +99,14 @@ class KDLoss(nn.Module, ABC):
         check_shapes(student_logits, teacher_logits, labels)
         labels = labels.reshape(-1)
         counted = labels != self.ignore_index
-        student, teacher = cut_to_shared(student_logits, teacher_logits.detach())
-        student_NV, teacher_NV = drop_excluded(
-            upcast(student.flatten(0, -2)[counted]), upcast(teacher.flatten(0, -2)[counted])
+        student_NV, teacher_NV = (
+            upcast(logits.flatten(0, -2)[counted])
+            for logits in (student_logits, teacher_logits.detach())
         )
+        if self.shares_vocabulary:
+            student_NV, teacher_NV = drop_excluded(*cut_to_shared(student_NV, teacher_NV))
+        else:
+            student_NV, teacher_NV = exclude(student_NV), exclude(teacher_NV)
         # An empty sum is 0 and still a function of the student's logits, so backward works.
         total = self.per_token(student_NV, teacher_NV, labels[counted]).sum()
         return total / counted.sum().clamp(min=1) if normalize else total

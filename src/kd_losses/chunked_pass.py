@@ -15,20 +15,24 @@ from kd_losses.objective import Objective
 
 @dataclass
 class Projection:
-    """One model's way to its logits: hidden states ``[N, D]`` and an output head ``[V, D]``."""
+    """One model's way to its logits: hidden states ``[N, D]`` and an output head ``[≥ V, D]``.
+
+    The head is cut to ``vocab_size`` ids.
+    """
 
     hidden: Tensor
     head: Tensor
+    vocab_size: int
 
-    def new_buffer(self, rows: int, vocab_size: int) -> Tensor:
+    def new_buffer(self, rows: int) -> Tensor:
         """Allocate the logits of ``rows`` tokens, in fp32 where the product can return it."""
         dtype = torch.float32 if self._widens() else self.head.dtype
-        return self.head.new_empty(rows, vocab_size, dtype=dtype)
+        return self.head.new_empty(rows, self.vocab_size, dtype=dtype)
 
     def logits_(self, positions: Tensor, buffer_CV: Tensor) -> Tensor:
         """Project the tokens at ``positions`` into the first rows of the buffer."""
         hidden_CD, out_CV = self.hidden[positions], buffer_CV[: len(positions)]
-        head_DV = self.head[: buffer_CV.shape[1]].t()
+        head_DV = self.head[: self.vocab_size].t()
         if self._widens():
             return torch.mm(hidden_CD, head_DV, out_dtype=torch.float32, out=out_CV)
         return torch.mm(hidden_CD, head_DV, out=out_CV)
@@ -79,13 +83,12 @@ def split_positions(ce_mask: Tensor, kd_mask: Tensor) -> list[Segment]:
 
 @dataclass
 class ChunkedPass:
-    """What a walk over segments of tokens needs; both heads are cut to ``vocab_size`` ids."""
+    """What a walk over segments of tokens needs."""
 
     student: Projection
     teacher: Projection | None
     labels: Tensor
     objective: Objective
-    vocab_size: int
     chunk_size: int
 
     def run(self, segments: list[Segment], hidden_grad: bool, head_grad: bool) -> Sums:
@@ -102,10 +105,10 @@ class ChunkedPass:
         )
         chunks = [(s, positions) for s in segments for positions in self._split(s.positions)]
         rows = max((len(positions) for _, positions in chunks), default=0)
-        student_buffer = self.student.new_buffer(rows, self.vocab_size)
+        student_buffer = self.student.new_buffer(rows)
         teacher_buffer = head_VD.new_empty(0)
         if self.teacher is not None:
-            teacher_buffer = self.teacher.new_buffer(rows, self.vocab_size)
+            teacher_buffer = self.teacher.new_buffer(rows)
         for segment, positions in chunks:
             student_CV = self.student.logits_(positions, student_buffer)
             teacher_CV = None
@@ -131,7 +134,7 @@ class ChunkedPass:
         with_ce: bool,
     ) -> None:
         """Add the chunk's losses; overwrite its student logits with their gradient if needed."""
-        rows = tile_rows(len(student_CV), self.vocab_size, student_CV.device)
+        rows = tile_rows(len(student_CV), student_CV.shape[1], student_CV.device)
         for start in range(0, len(student_CV), rows):
             tile = slice(start, start + rows)
             student_RV = student_CV[tile]
@@ -151,11 +154,11 @@ class ChunkedPass:
         """Carry the chunk's logit gradient through the student's head."""
         logit_grad_CV = logit_grad_CV.to(self.student.head.dtype)
         if sums.hidden_grad is not None:
-            head_VD = self.student.head[: self.vocab_size]
+            head_VD = self.student.head[: self.student.vocab_size]
             sums.hidden_grad[positions] = logit_grad_CV @ head_VD
         if sums.head_grad is not None:
             hidden_CD = self.student.hidden[positions]
-            head_grad = sums.head_grad[: self.vocab_size]
+            head_grad = sums.head_grad[: self.student.vocab_size]
             if head_grad.dtype == hidden_CD.dtype:
                 head_grad.addmm_(logit_grad_CV.t(), hidden_CD)
             else:

@@ -89,31 +89,33 @@ class LinearKDLoss(nn.Module):
         with_ce = bool(self.ce_weight) or report_all
         with_kd = bool(self.kd_weight) or report_all
         student = _projection("student", student_hidden, student_head, labels)
-        teacher, vocab_size = None, student_head.shape[0]
+        teacher = None
         if with_kd:
             if teacher_hidden is None or teacher_head is None:
                 raise ValueError("the divergence needs teacher_hidden and teacher_head")
             teacher = _projection("teacher", teacher_hidden.detach(), teacher_head.detach(), labels)
-            vocab_size = shared_vocab_size(vocab_size, teacher_head.shape[0])
+            if self.kd_loss.shares_vocabulary:
+                shared = shared_vocab_size(student.vocab_size, teacher.vocab_size)
+                student.vocab_size = teacher.vocab_size = shared
         labelled = labels != self.kd_loss.ignore_index
         if kd_mask is not None and (kd_mask.dtype != torch.bool or kd_mask.shape != labels.shape):
             raise ValueError(
                 f"kd_mask must be bool and {list(labels.shape)} like labels, "
                 f"got {kd_mask.dtype} and {list(kd_mask.shape)}"
             )
-        _check_labels(labels[labelled], vocab_size)
+        _check_labels(labels[labelled], student.vocab_size)
         nowhere = torch.zeros_like(labelled)
         segments = split_positions(
             labelled if with_ce else nowhere,
             (labelled if kd_mask is None else kd_mask) if with_kd else nowhere,
         )
+        widest = max(side.vocab_size for side in (student, teacher) if side is not None)
         chunked = ChunkedPass(
             student,
             teacher,
             labels,
             Objective(self.kd_loss, float(self.ce_weight), float(self.kd_weight)),
-            vocab_size,
-            self.chunk_size or chunk_rows(vocab_size, labels.device),
+            self.chunk_size or chunk_rows(widest, labels.device),
         )
         # The operands already have autocast's type, and the loss arithmetic must stay in fp32.
         with torch.autocast(labels.device.type, enabled=False):
@@ -166,7 +168,7 @@ def _projection(side: str, hidden: Tensor, head: Tensor, labels: Tensor) -> Proj
         )
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype
-    return Projection(hidden.to(dtype), head.to(dtype))
+    return Projection(hidden.to(dtype), head.to(dtype), len(head))
 
 
 def _check_labels(labels: Tensor, vocab_size: int) -> None:

@@ -31,6 +31,11 @@ def cut_to_shared(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tenso
     return student_logits[..., :size], teacher_logits[..., :size]
 
 
+def exclude(logits: Tensor) -> Tensor:
+    """Exclude the ids with a logit of -inf, one side on its own."""
+    return logits.masked_fill(torch.isneginf(logits), EXCLUDED)
+
+
 def drop_excluded(student_logits: Tensor, teacher_logits: Tensor) -> tuple[Tensor, Tensor]:
     """Exclude from both sides the ids to which either side gives a logit of -inf.
 

@@ -316,5 +316,7 @@ def test_shapes_that_do_not_fit_are_refused(
 def test_every_public_divergence_has_a_row() -> None:
     bases = (kd_losses.KDLoss, kd_losses.DistributionLoss)
     public = (getattr(kd_losses, name) for name in kd_losses.__all__)
-    divergences = {c.__name__ for c in public if issubclass(c, kd_losses.KDLoss) and c not in bases}
-    assert divergences == {case.name for case in CASES}
+    divergences = [c for c in public if issubclass(c, kd_losses.KDLoss) and c not in bases]
+    # Those between two vocabularies have other oracles: test_uld.py.
+    names = {c.__name__ for c in divergences if c.shares_vocabulary}
+    assert names == {case.name for case in CASES}
