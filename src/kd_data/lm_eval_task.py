@@ -4,8 +4,10 @@ import difflib
 import re
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import yaml
 from torchtune.datasets import PackedDataset
 from torchtune.modules.transforms.tokenizers import ModelTokenizer
 
@@ -57,7 +59,7 @@ def lm_eval_task(
         ValueError: If the task is unknown, cannot be loaded or has no such split, if an argument is
             out of range, or a document has no answer.
     """
-    loaded = _load(task, _definition(task, include_path))
+    loaded = _load(task, _definition(task, include_path), num_fewshot)
     dataset = PromptCompletionDataset(
         tokenizer,
         TaskTexts(loaded, split, max_samples, num_fewshot),
@@ -69,7 +71,24 @@ def lm_eval_task(
     return pack(dataset, tokenizer) if packed else dataset
 
 
-def _load(name: str, definition: Path) -> Any:
+def _load(name: str, definition: Path, num_fewshot: int | None) -> Any:
+    """The task; without examples to draw from, unless it needs some.
+
+    lm_eval keeps a whole split in memory to draw examples from.
+    """
+    if not num_fewshot:
+        no_examples: dict[str, Any] = {"fewshot_split": None, "fewshot_config": {"samples": []}}
+        with TemporaryDirectory() as directory:
+            path = Path(directory) / "task.yaml"
+            spec = {"include": str(definition.resolve()), "task": name} | no_examples
+            path.write_text(yaml.safe_dump(spec), encoding="utf-8")
+            task = _load_file(name, path)
+        if num_fewshot == 0 or not task.config.num_fewshot:
+            return task
+    return _load_file(name, definition)
+
+
+def _load_file(name: str, definition: Path) -> Any:
     # Takes seconds to import, and most runs name no task.
     from lm_eval.tasks import TaskManager
 

@@ -86,6 +86,29 @@ def test_official_task(official, name):
     assert context.startswith(tuple(examples))
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_examples_are_those_that_lm_eval_shows(official, name):
+    """With one of two rows as example, a document's example is the other one."""
+    texts = list(TaskTexts(load(official, name), "train", num_fewshot=1))
+    task = load(official, name)
+    task.set_config("num_fewshot", 1)
+    plain = list(TaskTexts(load(official, name), "train"))
+    for number, text in enumerate(texts):
+        scored = []
+        for seed in range(8):  # lm_eval may show a document its own answer
+            task.set_fewshot_seed(seed)
+            task.build_all_requests()
+            scored += [r.args[:2] for r in task.instances if r.doc_id == number]
+        request = (text["prompt"], text["completion"])
+        if task.OUTPUT_TYPE == "multiple_choice":
+            assert request in scored
+        else:
+            assert text["prompt"] in [prompt for prompt, _ in scored]
+        shown, asked = plain[1 - number], plain[number]
+        example = shown["prompt"] + shown["completion"] + "\n\n"
+        assert request == (example + asked["prompt"], asked["completion"])
+
+
 def scores(task, doc, num_choices, best):
     """lm_eval's verdict on a model that prefers one choice."""
     likelihoods = [(-float(i != best), i == best) for i in range(num_choices)]

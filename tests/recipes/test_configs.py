@@ -1,13 +1,13 @@
 """Every YAML in configs/ builds everything it names, with small stand-ins for its files."""
 
 import re
-import runpy
 import shlex
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
 import tiny
+from official_tasks import write_official_tasks
 from omegaconf import OmegaConf
 from torchtune.config._utils import _merge_yaml_and_cli_args
 
@@ -19,7 +19,6 @@ from kd_training.config import check_component, check_config
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 RUNS = [path for path in CONFIGS if "model" in OmegaConf.load(path)]
-OFFICIAL = runpy.run_path(str(ROOT / "tests" / "kd_data" / "official_tasks.py"))
 TASK = "kd_data.lm_eval_task"
 COMMAND = re.compile(r"^(?:# +)?((?:tune run|lm_eval|make eval) .*)$", re.MULTILINE)
 
@@ -39,7 +38,7 @@ def stand_ins(tmp_path_factory):
 def tasks(tmp_path_factory):
     """lm_eval's own tasks over a few rows."""
     directory = tmp_path_factory.mktemp("tasks")
-    OFFICIAL["write_official_tasks"](directory)
+    write_official_tasks(directory)
     return directory
 
 

@@ -5,7 +5,6 @@ The published configs run as they stand; only paths, sizes and steps are overrid
 
 import json
 import re
-import runpy
 from pathlib import Path
 
 import lm_eval
@@ -14,6 +13,8 @@ import tiny
 import torch
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.tasks import TaskManager
+from official_tasks import CASES, write_task
+from official_tasks import ROOT as TASKS
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -22,7 +23,6 @@ from kd_data import lm_eval_task
 from kd_data.squad_metrics import provide_squad_metrics
 
 ROOT = Path(__file__).parents[2]
-OFFICIAL = runpy.run_path(str(ROOT / "tests" / "kd_data" / "official_tasks.py"))
 TEACHER_CONFIG = ROOT / "configs" / "qwen3_8b_teacher_hellaswag.yaml"
 STUDENT_CONFIG = ROOT / "configs" / "qwen3_hellaswag.yaml"
 SMALL = ["device=cpu", "dtype=fp32", "tokenizer.max_seq_len=160", "model.lora_dropout=0"]
@@ -56,8 +56,8 @@ COQA = [
 def test_from_a_task_to_its_results(tune_run, tmp_path, task, rows, metric):
     tasks = tmp_path / "tasks"
     tasks.mkdir()
-    definition = OFFICIAL["ROOT"] / OFFICIAL["CASES"][task].definition
-    OFFICIAL["write_task"](tasks, task, rows, include=str(definition))
+    definition = TASKS / CASES[task].definition
+    write_task(tasks, task, rows, include=str(definition))
 
     teacher = tune_teacher(
         tune_run, tmp_path, [f"dataset.task={task}", f"dataset.include_path={tasks}"]

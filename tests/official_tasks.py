@@ -29,14 +29,18 @@ def write_task(directory: Path, name: str, rows: Iterable[dict], **overrides: An
     """A task in ``directory`` whose data are ``rows``, in every split."""
     data = directory / f"{name}.jsonl"
     Dataset.from_list(list(rows)).to_json(data)
+    write_definition(directory, name, {split: str(data) for split in SPLITS}, **overrides)
+
+
+def write_definition(
+    directory: Path, name: str, data_files: dict[str, str], **overrides: Any
+) -> None:
+    """A task in ``directory`` whose splits are local files."""
     task = {
         "task": name,
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {
-            "data_files": {split: str(data) for split in SPLITS},
-            "cache_dir": str(directory / "cache"),
-        },
+        "dataset_kwargs": {"data_files": data_files, "cache_dir": str(directory / "cache")},
         **overrides,
     }
     (directory / f"{name}.yaml").write_text(yaml.safe_dump(task))
@@ -204,6 +208,15 @@ CASES = {
         ],
         "Ann met Bob in Rome.\n\n  - A meeting.\n  - It was warm.\n",
         "   - Rome is a city",
+    ),
+    "rte": Case(
+        "glue/rte/default.yaml",
+        [
+            {"sentence1": "Ann ran.", "sentence2": sentence, "label": label}
+            for sentence, label in (("Bob ran.", 1), ("Somebody ran.", 0))
+        ],
+        "Ann ran.\nQuestion: Bob ran. True or False?\nAnswer:",
+        " False",
     ),
     "sglue_rte": Case(
         "super_glue/rte/default.yaml",
