@@ -48,6 +48,7 @@ def check_config(cfg: DictConfig) -> DictConfig:
     if missing:
         raise ValueError(f"config: {', '.join(map(str, missing))} must be set")
     for key, node in _components(checked):
+        _check_not_streamed(key, node)
         check_component(key, node)
     check_values(checked)
     return checked
@@ -103,9 +104,27 @@ def _components(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
         nodes = value if isinstance(value, ListConfig) and key in _LISTS else [value]
         for i, node in enumerate(nodes):
             if isinstance(node, DictConfig):
-                yield (key if node is value else f"{key}[{i}]"), node
+                yield from _with_parts(key if node is value else f"{key}[{i}]", node)
             elif node is not None and not (key in _NAMED and isinstance(node, str | ListConfig)):
                 raise ValueError(f"config: {key} must name a _component_, not {node!r}")
+
+
+def _with_parts(key: str, node: DictConfig) -> Iterator[tuple[str, DictConfig]]:
+    """``node``, and the datasets that it mixes."""
+    yield key, node
+    parts = node.get("datasets")
+    for i, part in enumerate(parts if isinstance(parts, ListConfig) else []):
+        if not isinstance(part, DictConfig):
+            raise ValueError(f"config: {key}.datasets[{i}] must name a _component_, not {part!r}")
+        yield from _with_parts(f"{key}.datasets[{i}]", part)
+
+
+def _check_not_streamed(key: str, node: DictConfig) -> None:
+    if key.startswith("dataset") and node.get("streaming"):
+        raise ValueError(
+            f"config: {key}.streaming must be left out: samples are looked up by their number; "
+            "their files are memory-mapped, so that they may be larger than memory all the same"
+        )
 
 
 def check_component(key: str, node: DictConfig) -> None:
