@@ -56,6 +56,7 @@ TRUTHFULQA = [
     {
         "question": "Can pigs fly?",
         "mc1_targets": {"choices": ["No, they cannot", "Yes, they can"], "labels": [1, 0]},
+        "mc2_targets": {"choices": ["No, they cannot", "No", "Yes"], "labels": [1, 1, 0]},
     }
 ] * 2
 ARC = Case(

@@ -279,12 +279,13 @@ def test_bad_arguments(tmp_path, tokenizer, options, words):
     assert "\n" not in str(error.value)
 
 
-def test_truthfulqa_has_no_documents_for_training(tmp_path, tokenizer):
-    definition = str(ROOT / "truthfulqa" / "truthfulqa_mc1.yaml")
-    write_task(tmp_path, "truthfulqa_mc1", TRUTHFULQA, include=definition)
-    with pytest.raises(ValueError, match="truthfulqa_mc1 has no train split; it has validation"):
-        lm_eval_task(tokenizer, "truthfulqa_mc1", include_path=tmp_path)
-    sample = lm_eval_task(tokenizer, "truthfulqa_mc1", "validation", tmp_path)[0]
+@pytest.mark.parametrize("name", ["truthfulqa_mc1", "truthfulqa_mc2"])
+def test_truthfulqa_has_no_documents_for_training(tmp_path, tokenizer, name):
+    definition = str(ROOT / "truthfulqa" / f"{name}.yaml")
+    write_task(tmp_path, name, TRUTHFULQA, include=definition)
+    with pytest.raises(ValueError, match=f"{name} has no train split; it has validation"):
+        lm_eval_task(tokenizer, name, include_path=tmp_path)
+    sample = lm_eval_task(tokenizer, name, "validation", tmp_path)[0]
     text = tokenizer.decode(sample["tokens"])
     assert text.endswith("\n\nQ: Can pigs fly?\nA: No, they cannot<|im_end|>")
 
