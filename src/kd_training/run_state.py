@@ -70,6 +70,12 @@ class RunState:
     progress: Progress
     placement: Placement
 
+    def __post_init__(self) -> None:
+        # JSON keeps them as plain numbers, and a schedule of tensors rounds differently.
+        rates = getattr(self.scheduler, "base_lrs", ())
+        if rates:
+            self.scheduler.base_lrs = [float(rate) for rate in rates]
+
     def tensors_and_facts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The state's tensors by name, sharded as they are, and its JSON values."""
         model, optimizer = get_state_dict(self.trainable, self.optimizer, options=_OPTIONS)

@@ -1,12 +1,13 @@
 """Runs in less memory: weights in few bits, 8-bit optimizer states, activations kept elsewhere."""
 
 import json
+import shutil
 
 import pytest
 import torch
 import yaml
 from omegaconf import OmegaConf
-from resuming import check_same
+from resuming import check_same, checkpoints
 from safetensors.torch import load_file
 from torchao.optim import AdamW8bit
 from torchao.optim.subclass_8bit import OptimState8bit
@@ -133,13 +134,13 @@ def test_offloading_activations_needs_checkpointing():
         check_offloading(cfg)
 
 
-def test_adamw_with_8_bit_states(tune_run, config_file, tmp_path, monkeypatch):
+def test_adamw_with_8_bit_states_learns_and_resumes(tune_run, config_file, tmp_path, monkeypatch):
     """With a scheduler: this optimizer wants its learning rate as a tensor."""
     kinds = set()
     step = AdamW8bit.step
 
-    def watched_step(self, *args):
-        result = step(self, *args)
+    def watched_step(self, *args, **kwargs):
+        result = step(self, *args, **kwargs)
         kinds.update(type(state["exp_avg"]) for state in self.state.values())
         return result
 
@@ -151,11 +152,24 @@ def test_adamw_with_8_bit_states(tune_run, config_file, tmp_path, monkeypatch):
     schedule = "torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup"
     config["lr_scheduler"] = {"_component_": schedule, "num_warmup_steps": 1}
     config_file.write_text(yaml.safe_dump(config))
-    code, _, err = tune_run("kd_single_device", config_file, f"{OPTIMIZER}.AdamW8bit", "epochs=4")
+    run = ("kd_single_device", config_file, f"{OPTIMIZER}.AdamW8bit", "epochs=4")
+    code, _, err = tune_run(*run, "save_every_n_steps=3", "keep_last_n=9")
     assert code == 0, err
     losses = totals(tmp_path)
     assert losses[-1] < losses[0]
     assert kinds == {OptimState8bit}
+
+    output = tmp_path / "out"
+    shutil.copytree(output, tmp_path / "whole")
+    for number in checkpoints(output):
+        if number > 3:
+            shutil.rmtree(output / "recipe_state" / f"step_{number}")
+    for epoch in (1, 2, 3):
+        shutil.rmtree(output / f"epoch_{epoch}")
+    code, out, err = tune_run(*run, "resume_from_checkpoint=true")
+    assert code == 0, err
+    assert "step_3" in out
+    check_same(output, tmp_path / "whole")
 
 
 @pytest.mark.usefixtures("_no_weights")
