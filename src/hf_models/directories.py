@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +50,20 @@ def flush_to_disk(directory: Path) -> None:
             os.close(handle)
 
 
+def give_usual_mode(path: Path) -> None:
+    """Give a file, or all files below a directory, the mode that the umask gives to new ones.
+
+    safetensors writes into a private temporary file first, whose mode 0600 it leaves as it is.
+    """
+    probe = (path if path.is_dir() else path.parent) / ".mode_of_new_files"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            file.chmod(mode)
+
+
 @contextmanager
 def atomic_directory(target: str | Path) -> Iterator[Path]:
     """A temporary sibling of ``target`` to write into, which takes its place at the end.
@@ -65,6 +80,7 @@ def atomic_directory(target: str | Path) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
         yield temporary
+        give_usual_mode(temporary)
         flush_to_disk(temporary)
         if target.exists():
             target.rename(previous)

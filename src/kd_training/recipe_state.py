@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hf_models import atomic_directory
 from hf_models.directories import partial_path, put_back
+from kd_training.facts import FACTS_FILE, write_facts
 from kd_training.placement import Placement
 
 # One process without ranks is what OneDevice is; torch says so at every save.
@@ -27,7 +28,6 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 STATE_DIR = "recipe_state"
 _MANIFEST = "manifest.json"
-_FACTS = "state.json"
 
 
 def save_state(
@@ -59,7 +59,7 @@ def save_state(
             writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
             dcp.save(_plain(tensors), storage_writer=writer, no_dist=placement.world_size == 1)
             if first:
-                (folder / _FACTS).write_text(json.dumps(facts, default=_number))
+                write_facts(folder, facts)
                 (folder / _MANIFEST).write_text(json.dumps(_describe_files(folder), indent=1))
     except (CheckpointException, OSError) as err:
         why = _first_failure(err)
@@ -97,11 +97,6 @@ def newest_state(output_dir: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
-def read_facts(checkpoint: Path) -> dict[str, Any]:
-    """The JSON values of a checkpoint."""
-    return json.loads((checkpoint / _FACTS).read_text())
-
-
 def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], placement: Placement) -> None:
     """Fill ``tensors`` in place, each rank its own shard, however many ranks had saved.
 
@@ -120,11 +115,6 @@ def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], placement: Placem
             f"resume_from_checkpoint: {checkpoint} does not fit this config: {why}; model, "
             "layer_mapping and optimizer must be those of the run that saved it"
         ) from err
-
-
-def _number(value: Any) -> float:
-    """A learning rate may be a tensor."""
-    return value.item()
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -187,7 +177,7 @@ def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint; None if it is as it was written."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text())
-        for name in dict.fromkeys([_FACTS, *manifest]):
+        for name in dict.fromkeys([FACTS_FILE, *manifest]):
             path, wanted = folder / name, manifest[name]
             if path.stat().st_size != wanted["size"]:
                 return f"{name} has {path.stat().st_size} bytes instead of {wanted['size']}"

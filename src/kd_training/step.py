@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from hf_models.directories import give_usual_mode
 from kd_training.objective import PARTS, Objective, Sums
 from kd_training.placement import Placement
 from kd_training.scaling import DynamicScales
@@ -98,6 +99,7 @@ class OptimizerStep:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, path)
+            give_usual_mode(path)
         except (OSError, SafetensorError) as err:  # the latter for a full disk
             return f"could not be kept ({err})"
         return f"are in {path}"

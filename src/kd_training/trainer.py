@@ -12,11 +12,12 @@ from kd_training import build, output, preflight
 from kd_training.config import check_config, component
 from kd_training.data import Data, build_data
 from kd_training.describe import describe
+from kd_training.facts import read_facts
 from kd_training.kinds import expect
 from kd_training.loop import Loop
 from kd_training.metrics import peak_memory_gib
 from kd_training.placement import Placement
-from kd_training.recipe_state import load_tensors, newest_state, read_facts
+from kd_training.recipe_state import load_tensors, newest_state
 from kd_training.run_state import Progress, RunState
 from kd_training.scaling import DynamicScales
 from kd_training.step import OptimizerStep

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kd_training import OneDevice, recipe_state
-from kd_training.recipe_state import load_tensors, newest_state, read_facts, save_state
+from kd_training.facts import read_facts
+from kd_training.recipe_state import load_tensors, newest_state, save_state
 
 HERE = OneDevice("cpu")
 

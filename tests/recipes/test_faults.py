@@ -271,7 +271,9 @@ def test_a_non_finite_step_stops_the_run_in_one_line(tune_run, config_file, tmp_
     out = tmp_path / "out"
     assert checkpoints(out) == [1, 2]
     assert [r["step"] for r in records(out)] == [1, 2]
-    kept = load_file(out / "logs" / "nonfinite_step_3_rank_0.safetensors")
+    dump = out / "logs" / "nonfinite_step_3_rank_0.safetensors"
+    assert dump.stat().st_mode == (out / "config.yaml").stat().st_mode
+    kept = load_file(dump)
     assert {name.split(".")[0] for name in kept} == {"0", "1"}
     assert kept["0.tokens"].shape == kept["0.labels"].shape
     assert tune_run(*common, "resume_from_checkpoint=true")[0] == 0

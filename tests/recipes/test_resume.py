@@ -1,5 +1,6 @@
 """A run that was interrupted ends as if it had not been: every number, bit for bit."""
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -112,6 +113,59 @@ def test_nothing_but_damaged_checkpoints(tune_run, config_file, tmp_path):
     assert "state.json" in last
     assert "resume_from_checkpoint=false" in last
     assert snapshot(tmp_path / "out") == before
+
+
+def replace_state(folder, content):
+    """As another version of the package would have written it, manifest included."""
+    (folder / "state.json").write_text(content)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    sha256 = hashlib.sha256(content.encode()).hexdigest()
+    manifest["state.json"] = {"size": len(content), "sha256": sha256}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "missing", ["seed", "data", "progress", "progress.skipped", "pairs", "rng"]
+)
+def test_a_checkpoint_of_another_version(tune_run, config_file, tmp_path, missing):
+    assert tune_run("kd_single_device", config_file, "seed=null")[0] == 0
+    (folder,) = (tmp_path / "out" / "recipe_state").iterdir()
+    facts = json.loads((folder / "state.json").read_text())
+    *parents, key = missing.split(".")
+    del (facts[parents[0]] if parents else facts)[key]
+    replace_state(folder, json.dumps(facts))
+    before = snapshot(tmp_path / "out")
+    arguments = ["seed=null", "resume_from_checkpoint=true", "epochs=2"]
+    code, _, err = tune_run("kd_single_device", config_file, *arguments)
+    assert code == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith(f"error: {folder / 'state.json'} has no {key!r}; another version"), err
+    assert "resume_from_checkpoint=false" in last
+    assert "Traceback" not in err
+    assert snapshot(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(("content", "words"), [("[]", "no JSON object"), ("{", "not valid JSON")])
+def test_a_checkpoint_of_something_else(tune_run, config_file, tmp_path, content, words):
+    assert tune_run("kd_single_device", config_file)[0] == 0
+    (folder,) = (tmp_path / "out" / "recipe_state").iterdir()
+    replace_state(folder, content)
+    code, _, err = tune_run("kd_single_device", config_file, "resume_from_checkpoint=true")
+    assert code == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith(f"error: {folder / 'state.json'} ")
+    assert words in last
+    assert "Traceback" not in err
+
+
+def test_every_file_has_the_mode_of_any_new_file(whole, tmp_path):
+    """Colleagues and servers read students; safetensors alone would keep them to their writer."""
+    _, output = whole
+    (tmp_path / "new").touch()
+    modes = {str(path): path.stat().st_mode for path in output.rglob("*") if path.is_file()}
+    assert len(modes) > 20
+    usual = (tmp_path / "new").stat().st_mode
+    assert {path: oct(mode) for path, mode in modes.items() if mode != usual} == {}
 
 
 def snapshot(folder):
