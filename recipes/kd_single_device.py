@@ -8,12 +8,14 @@ from omegaconf import DictConfig
 from torchtune import config
 
 from kd_training import OneDevice, run, run_main
+from kd_training.config import check_config
 
 
 @config.parse
 def main(cfg: DictConfig) -> None:
     """Distil a frozen teacher into a student on one device."""
-    run(cfg, OneDevice(cfg.get("device", "cuda")))
+    cfg = check_config(cfg)
+    run(cfg, OneDevice(cfg.device))
 
 
 if __name__ == "__main__":

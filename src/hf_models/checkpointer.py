@@ -8,7 +8,7 @@ import torch
 from torchtune.training import ADAPTER_CONFIG, ADAPTER_KEY, MODEL_KEY
 
 from hf_models.directories import atomic_directory
-from hf_models.export import write_adapter, write_model
+from hf_models.export import check_shard_size, write_adapter, write_model
 from hf_models.names import hf_name, tune_name
 from hf_models.weights import find_tensors, read_tensors
 
@@ -33,7 +33,7 @@ class HFCheckpointer:
         max_shard_size: Larger models are saved in files of at most this size.
 
     Raises:
-        ValueError: If asked to restore the state of a recipe.
+        ValueError: If asked to restore the state of a recipe, or ``max_shard_size`` is no size.
     """
 
     def __init__(
@@ -59,6 +59,7 @@ class HFCheckpointer:
         self.checkpoint_dir = Path(checkpoint_dir)
         self.checkpoint_files = None if checkpoint_files is None else list(checkpoint_files)
         self.output_dir = None if output_dir is None else Path(output_dir)
+        check_shard_size(max_shard_size)
         self.max_shard_size = max_shard_size
 
     def check(self) -> None:

@@ -8,6 +8,15 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
+_SIZES = (
+    "num_hidden_layers",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "max_position_embeddings",
+)
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")  # those that do not depend on sequence length
 
 
@@ -86,7 +95,13 @@ def head_dim(config: PreTrainedConfig) -> int:
 
 def _unsupported(config: PreTrainedConfig) -> list[str]:
     """What in ``config`` we would compute wrongly, each in words."""
-    problems = []
+    problems = [
+        f"{name} is {getattr(config, name)}; it must be at least 1"
+        for name in _SIZES
+        if getattr(config, name) < 1
+    ]
+    if problems:
+        return problems
     layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
     if layer_types != {"full_attention"}:
         others = ", ".join(sorted(layer_types - {"full_attention"}))

@@ -94,18 +94,30 @@ def write_adapter(
     _write_file(tensors, folder / "adapter_model.safetensors")
 
 
+def check_shard_size(size: int | str) -> None:
+    """Raise `ValueError` unless files can be split by ``size``, a number of bytes or as ``5GB``."""
+    try:
+        _split({}, size)
+    except ValueError as err:
+        raise ValueError(f"max_shard_size is {size!r}; use a size such as 5GB or 500MB") from err
+
+
 def _write_shards(tensors: Tensors, folder: Path, max_shard_size: int | str) -> None:
-    split = split_state_dict_into_shards_factory(
-        dict(tensors),
-        get_storage_size=lambda tensor: tensor.nbytes,
-        filename_pattern="model{suffix}.safetensors",
-        max_shard_size=max_shard_size,
-    )
+    split = _split(tensors, max_shard_size)
     for file, names in split.filename_to_tensors.items():
         _write_file({name: tensors[name] for name in names}, folder / file)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         _write_json(folder / INDEX_FILE, index)
+
+
+def _split(tensors: Tensors, max_shard_size: int | str) -> Any:
+    return split_state_dict_into_shards_factory(
+        dict(tensors),
+        get_storage_size=lambda tensor: tensor.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
 
 
 def _write_file(tensors: Tensors, path: Path) -> None:

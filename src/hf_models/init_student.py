@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from torchtune.training.precision import PRECISION_STR_TO_DTYPE
-from transformers import AutoModelForCausalLM
 
 from hf_models.config import parse_config, read_config, read_raw_config
 from hf_models.directories import atomic_directory
@@ -138,6 +137,9 @@ def _random(
 ) -> dict[str, torch.Tensor]:
     raw = {**read_raw_config(teacher_dir), **changes}
     config = parse_config(raw, "student")
+    # All of transformers' model code, which nothing else in this room needs.
+    from transformers import AutoModelForCausalLM
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -2,11 +2,7 @@
 
 import json
 from pathlib import Path
-
-import matplotlib
-
-matplotlib.use("Agg")  # no screen is needed
-import matplotlib.pyplot as plt
+from types import ModuleType
 
 _TITLES = {
     "total": "total (weighted)",
@@ -33,6 +29,7 @@ def plot_losses(metrics: Path, picture: Path) -> None:
     parts = [part for part in _TITLES if any(part in r for r in records)]
     if not parts:
         return
+    plt = _pyplot()
     figure, axes = plt.subplots(
         1, len(parts), figsize=(4.2 * len(parts), 3.4), squeeze=False, layout="constrained"
     )
@@ -65,6 +62,7 @@ def plot_mappings(
         num_teacher_layers: Depth of the teacher.
         picture: Where the PNG goes.
     """
+    plt = _pyplot()
     figure, axes = plt.subplots(
         1, len(mappings), figsize=(1.7 * len(mappings), 3), sharey=True, layout="constrained"
     )
@@ -80,3 +78,13 @@ def plot_mappings(
         axis.set_frame_on(False)
     figure.savefig(picture, dpi=110)
     plt.close(figure)
+
+
+def _pyplot() -> ModuleType:
+    """Matplotlib, imported only to draw: a run's start does not wait for it."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no screen is needed
+    import matplotlib.pyplot as plt
+
+    return plt

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
+from torchao.core.config import AOBaseConfig
 from torchtune import training
 from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
 from torchtune.modules.loss import CEWithChunkedOutputLoss
@@ -109,7 +110,7 @@ def build_quantization(cfg: DictConfig) -> Any:
     """``teacher_quantization``: ``nf4``, one of torchao's configs, or None.
 
     Raises:
-        ValueError: If it is another name.
+        ValueError: If it is another name or another component.
     """
     node = cfg.teacher_quantization
     if isinstance(node, str) and node != NF4:
@@ -117,7 +118,12 @@ def build_quantization(cfg: DictConfig) -> Any:
             f"config: teacher_quantization is {node!r}; use {NF4} or one of torchao's configs, "
             "such as {_component_: torchao.quantization.Int8WeightOnlyConfig}"
         )
-    return node if isinstance(node, str) else component(node, "teacher_quantization")
+    if node is None or isinstance(node, str):
+        return node
+    built = component(node, "teacher_quantization")
+    kind = "one of torchao's configs, such as torchao.quantization.Int8WeightOnlyConfig"
+    expect(isinstance(built, AOBaseConfig), cfg, "teacher_quantization", kind)
+    return built
 
 
 def build_checkpointer(cfg: DictConfig, key: str) -> Any:

@@ -2,7 +2,7 @@
 
 import difflib
 import inspect
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -10,7 +10,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 from torchtune.config import instantiate
 from torchtune.config._utils import _get_component_from_path
 
-from kd_training.kinds import check_class
+from kd_training.kinds import check_class, check_value
 from kd_training.schema import RunConfig
 from kd_training.values import check_sections, check_values, keys_of
 
@@ -34,7 +34,8 @@ def check_config(cfg: DictConfig) -> DictConfig:
     schema = OmegaConf.structured(RunConfig)
     try:
         check_sections(cfg)
-        checked = OmegaConf.merge(schema, cfg, _implied(cfg))
+        cfg = _as_meant(cfg)
+        checked = OmegaConf.merge(schema, cfg)
         OmegaConf.to_container(checked, resolve=True, throw_on_missing=False)
     except ConfigKeyError as err:
         raise ValueError(_unknown_key(err)) from err
@@ -54,17 +55,18 @@ def check_config(cfg: DictConfig) -> DictConfig:
     return checked
 
 
-def _implied(cfg: DictConfig) -> dict[str, Any]:
-    """What short forms stand for."""
-    # On the command line, key=null reaches us as {_component_: null, ...}.
-    implied: dict[str, Any] = {
-        str(key): None
-        for key, node in cfg.items()
-        if isinstance(node, DictConfig) and node.get("_component_", "") is None
-    }
+def _as_meant(cfg: DictConfig) -> DictConfig:
+    """The config with its short forms written out."""
+    cfg = cfg.copy()
+    for key, node in cfg.items():
+        # torchtune takes key=value on the command line for key._component_=value.
+        if isinstance(node, DictConfig) and "_component_" in node:
+            value = node["_component_"]
+            if value is None or isinstance(value, DictConfig | ListConfig):
+                cfg[key] = value
     if isinstance(cfg.get("profiler"), DictConfig) and "_component_" not in cfg.profiler:
-        implied["profiler"] = {"_component_": "torchtune.training.setup_torch_profiler"}
-    return implied
+        cfg.profiler._component_ = "torchtune.training.setup_torch_profiler"
+    return cfg
 
 
 def component(node: Any, key: str, *args: Any, **kwargs: Any) -> Any:
@@ -144,18 +146,26 @@ def check_component(key: str, node: DictConfig) -> None:
         )
     try:
         named = _get_component_from_path(path)
-        parameters = inspect.signature(named).parameters
+        parameters = _parameters(named)
     except (Exception, SystemExit) as err:  # whatever importing the user's module raises
         why = " ".join(str(err).split())
         raise ValueError(f"config: {key}._component_ {path!r} cannot be imported: {why}") from err
     check_class(key, path, named)
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for name in map(str, node):
-        if name != "_component_" and name not in parameters:
+        if name in parameters:
+            check_value(f"{key}.{name}", node[name], parameters[name])
+        elif name != "_component_" and not takes_any:
             raise ValueError(
                 f"config: {key}.{name} is no argument of {path}{_nearest(name, parameters)}"
             )
+
+
+def _parameters(named: Any) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(named, eval_str=True).parameters
+    except NameError:  # an annotation that only a type checker can look up
+        return inspect.signature(named).parameters
 
 
 def _unknown_key(err: ConfigKeyError) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hf_models import head_weight
 from kd_losses import ForwardKLLoss, LinearKDLoss
 from kd_training.build import count_parameters
+from kd_losses.chunk_size import chunk_bytes
 from kd_training.output import nearest_existing
 from kd_training.placement import Placement
 
@@ -78,8 +79,10 @@ def estimate_memory(
     kept = layers * _KEPT_PER_LAYER
     if cfg.enable_activation_checkpointing:
         kept = layers + _KEPT_PER_LAYER  # every layer's input, and one layer at a time
-    on_gpu = placement.device.type == "cuda"
-    logits = 1.25 * _GIB if on_gpu else 0.05 * _GIB
+    num_chunks = OmegaConf.select(cfg, "loss.num_output_chunks")
+    rows = None if num_chunks is None else -(-cfg.batch_size * length // num_chunks)
+    vocab_size = student.tok_embeddings.num_embeddings
+    logits = chunk_bytes(vocab_size, placement.device, rows)
     return Memory(weights, teacher_weights, gathered, kept * width, logits)
 
 
@@ -117,6 +120,21 @@ def check_disk(cfg: DictConfig, student: Any, dtype: torch.dtype, output_dir: Pa
 
 
 @torch.no_grad()
+def check_length(cfg: DictConfig, student: Any, teacher: Any) -> None:
+    """Make sure that no sample can be longer than what the models take.
+
+    Raises:
+        ValueError: If the tokenizer lets longer ones pass.
+    """
+    length = OmegaConf.select(cfg, "tokenizer.max_seq_len")
+    for key, model in (("model", student), ("teacher_model", teacher)):
+        if model is not None and isinstance(length, int) and length > model.max_seq_len:
+            raise ValueError(
+                f"config: tokenizer.max_seq_len is {length}, but {key} takes {model.max_seq_len} "
+                f"positions; lower it, or set {key}.max_seq_len"
+            )
+
+
 def check_weights(
     student: Any, teacher: Any, batch: dict[str, Tensor], ignore_index: int
 ) -> list[str]:

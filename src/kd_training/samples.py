@@ -1,5 +1,6 @@
 """From the config's dataset nodes to samples, and what is wrong with them."""
 
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
@@ -53,7 +54,11 @@ def check_tokenizer(cfg: DictConfig, tokenizer: Any) -> None:
 
 
 def _check_files(node: DictConfig, key: str) -> None:
-    """Without files these readers take whatever lies below the current folder."""
+    files = node.get("data_files")
+    for path in [files] if isinstance(files, str) else files or []:
+        if Path(str(path)).is_dir():
+            raise ValueError(f"config: {key}.data_files: {path} is a directory; name the files")
+    # Without files these readers take whatever lies below the current folder.
     if node.get("source") in _FILE_READERS and not (node.get("data_files") or node.get("data_dir")):
         raise ValueError(f"config: {key}.data_files must be set for source: {node.source}")
 

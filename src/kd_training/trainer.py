@@ -52,6 +52,7 @@ class Trainer:
         self.student = build.build_student(cfg, self.dtype)
         preflight.check_disk(cfg, self.student, self.dtype, self.output_dir)
         self.teacher = build.build_teacher(cfg, self.dtype)
+        preflight.check_length(cfg, self.student, self.teacher)
         self.quantization = build.build_quantization(cfg)
         build.check_vocabularies(cfg)
         ignore_index = build.ignore_index(cfg)

@@ -95,6 +95,8 @@ def check_values(cfg: DictConfig) -> None:
         for key in ("teacher_model", "teacher_checkpointer", "kd_loss"):
             if cfg[key] is None and not (key == "kd_loss" and weights.kd == 0):
                 raise ValueError(f"config: {key} must be set (or give kd and ir the weight 0)")
+    if cfg.layer_mapping == [] and weights.ir > 0:
+        raise ValueError("config: layer_mapping names no pair; name some, or set it to none")
     if cfg.run_val_every_n_steps is not None and cfg.dataset_val is None:
         raise ValueError("config: run_val_every_n_steps is set, but there is no dataset_val")
 
@@ -108,6 +110,9 @@ def _check_numbers(cfg: DictConfig) -> None:
         raise ValueError(f"config: loss.num_output_chunks is {chunks!r}; it must be at least 1")
     if cfg.clip_grad_norm is not None and not cfg.clip_grad_norm > 0:
         raise ValueError(f"config: clip_grad_norm is {cfg.clip_grad_norm}; it must be above 0")
+    lr = cfg.layer_projection.lr
+    if lr is not None and not 0 <= lr < float("inf"):
+        raise ValueError(f"config: layer_projection.lr is {lr}; it must be a number of at least 0")
     if cfg.skip_nonfinite_steps < 0:
         raise ValueError(
             f"config: skip_nonfinite_steps is {cfg.skip_nonfinite_steps}; it must be at least 0"

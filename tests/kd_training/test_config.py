@@ -30,6 +30,18 @@ def test_null_on_the_command_line_removes_a_component(tiny_run, tmp_path):
     assert check_config(config(tiny_run, tmp_path, lr_scheduler=given)).lr_scheduler is None
 
 
+@pytest.mark.parametrize("value", [{"_component_": "kd_losses.ReverseKLLoss"}, None])
+def test_keys_on_the_command_line_replace_a_component(tiny_run, tmp_path, value):
+    # torchtune turns `prompt_kd_loss={...}` into prompt_kd_loss._component_={...}.
+    given = {"_component_": value, "temperature": 2.0}
+    assert check_config(config(tiny_run, tmp_path, prompt_kd_loss=given)).prompt_kd_loss == value
+
+
+def test_a_checked_config_is_checked_again_without_a_change(tiny_run, tmp_path):
+    once = check_config(config(tiny_run, tmp_path, profiler={"enabled": False}))
+    assert check_config(once) == once
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -80,9 +80,16 @@ CONFIG_FILE = {
     "nothing but a device": (with_text("c.yaml", "device: cpu"), ["output_dir", "must be set"]),
     "flag instead of an override": (["--epochs"], ["--epochs", "key=value"]),
     "override without a value": (["epochs"], ["key=value", "epochs"]),
+    "override with an open bracket": (["dataset={a: "], ["command line", "dataset={a: ", "YAML"]),
+    "keys for a list": (["model.lora_attn_modules={a: 1}"], ["lora_attn_modules={a: 1}", "list"]),
+    "list for keys": (["loss_scaling=[1]"], ["loss_scaling=[1]", "list"]),
+    "an item of a list": (["model.lora_attn_modules.0=x"], ["lora_attn_modules.0=x", "list"]),
+    "empty config": (with_text("c.yaml", ""), ["c.yaml", "keys and values"]),
+    "a word as config": (with_text("c.yaml", "hello"), ["hello is no key"]),
 }
 KEYS = {
     "misspelt key": (["epcohs=3"], ["epcohs", "did you mean epochs"]),
+    "misspelt device": (["~device", "devcie=cpu"], ["devcie", "did you mean device"]),
     "misspelt nested key": (["loss_scaling.enabeld=true"], ["enabeld", "did you mean enabled"]),
     "misspelt key two levels down": (
         ["loss_scaling.manual_scales.irr=1"],
@@ -131,6 +138,23 @@ VALUES = {
         [f"loss={{_component_: {CROSS_ENTROPY}, num_output_chunks: 0}}"],
         ["loss.num_output_chunks", "at least 1"],
     ),
+    "maybe for an argument": (["profiler.enabled=maybe"], ["profiler.enabled", "maybe", "true"]),
+    "maybe in the model": (
+        ["model.apply_lora_to_mlp=maybe"],
+        ["apply_lora_to_mlp", "true or false"],
+    ),
+    "text for an argument": (["model.lora_rank=many"], ["model.lora_rank", "many", "whole number"]),
+    "list for an argument": (["model.lora_alpha=[8]"], ["model.lora_alpha", "[8]", "a number"]),
+    "text for a list": (["model.lora_attn_modules=q_proj"], ["lora_attn_modules", "a list"]),
+    "no learning rate": (["optimizer.lr=null"], ["optimizer.lr", "null", "a number"]),
+    "directory null": (
+        ["teacher_model.checkpoint_dir=null"],
+        ["teacher_model.checkpoint_dir", "path"],
+    ),
+    "negative dropout": (["model.lora_dropout=-0.5"], ["model", "lora_dropout", "-0.5"]),
+    "negative rate of projections": (["layer_projection.lr=-1"], ["layer_projection.lr", "-1"]),
+    "longer than the models": (["tokenizer.max_seq_len=129"], ["tokenizer.max_seq_len", "128"]),
+    "shards of no size": (["checkpointer.max_shard_size=big"], ["checkpointer", "big", "5GB"]),
     "fp16": (["dtype=fp16"], ["dtype", "fp16", "bf16"]),
     "validation without data": (
         ["run_val_every_n_steps=2"],
@@ -167,6 +191,7 @@ LAYERS = {
         ["layer_mapping={_component_: torch.nn.Linear, in_features: 3, out_features: 3}"],
         ["layer_mapping", "in_features"],
     ),
+    "no pairs": (["layer_mapping=[]"], ["layer_mapping", "none"]),
     "no loss for the pairs": (["ir_loss=null"], ["ir_loss", "must be set"]),
     "torch's loss for the pairs": (
         ["ir_loss._component_=torch.nn.MSELoss"],
@@ -187,6 +212,10 @@ COMPONENTS = {
     ),
     "model that is none": ([f"model.{IDENTITY}"], ["model", "decoder"]),
     "teacher that is none": ([f"teacher_model.{IDENTITY}"], ["teacher_model", "decoder"]),
+    "quantisation that is none": (
+        ["teacher_quantization={_component_: torch.nn.Identity}"],
+        ["teacher_quantization", "Int8WeightOnlyConfig"],
+    ),
     "tokenizer that is none": ([f"tokenizer.{IDENTITY}"], ["tokenizer", "pad_id"]),
     "optimizer that is none": (["optimizer._component_=torch.nn.Linear"], ["optimizer", "Linear"]),
     "schedule that is none": ([f"lr_scheduler.{IDENTITY}"], ["lr_scheduler", "scheduler"]),
@@ -202,6 +231,10 @@ DATA = {
     "missing dataset": (["dataset.data_files=/no/such.jsonl"], ["dataset", "/no/such.jsonl"]),
     "empty dataset": (with_text("d.jsonl", "", "dataset.data_files"), ["dataset", "d.jsonl"]),
     "no JSON": (with_text("d.jsonl", "{no", "dataset.data_files"), ["dataset", "d.jsonl"]),
+    "folder as dataset": (
+        lambda tmp, _: [f"dataset.data_files={tmp}"],
+        ["data_files", "directory"],
+    ),
     "no data files": (["dataset.data_files=null"], ["dataset.data_files", "json"]),
     "unknown split": (["dataset.split=test"], ["dataset", "test", "train"]),
     "unknown column": (["dataset.column=story"], ["dataset: sample 0", "story", "columns"]),
@@ -252,6 +285,14 @@ MODELS = {
         student_with("config.json", sizes(hidden_size=48)),
         [WEIGHTS, "[320, 32]", "[320, 48]"],
     ),
+    "no heads": (
+        student_with("config.json", sizes(num_key_value_heads=0)),
+        ["config.json", "num_key_value_heads", "at least 1"],
+    ),
+    "no positions": (
+        student_with("config.json", sizes(max_position_embeddings=0)),
+        ["config.json", "max_position_embeddings"],
+    ),
     "width in words": (
         student_with("config.json", sizes(hidden_size="wide")),
         ["config.json", "hidden_size", "wide"],
@@ -292,7 +333,17 @@ MODELS = {
     ),
     "tokenizer cut short": (
         tokenizer_with("tokenizer.json", lambda p: p.write_text("{")),
-        ["tokenizer", "changed"],
+        ["tokenizer", "changed", "cannot be read"],
+    ),
+    "tokenizer of another shape": (
+        tokenizer_with("tokenizer.json", lambda p: p.write_text("{}")),
+        ["tokenizer", "changed", "cannot be read"],
+    ),
+    "tokenizer cut short in the teacher": (
+        copy_with(
+            "teacher", "tokenizer.json", lambda p: p.write_text("{"), ["teacher_checkpointer"]
+        ),
+        ["changed", "tokenizer.json", "cannot be read"],
     ),
 }
 MACHINE = {
