@@ -36,7 +36,7 @@ CHATML = (
 CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 
 
-def save_tokenizer(directory: Path, vocab_size: int = 320) -> int:
+def save_tokenizer(directory: Path, vocab_size: int = 320, texts: list[str] = SENTENCES) -> int:
     """A byte-level BPE tokenizer with ChatML's template; returns the number of its tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -47,7 +47,7 @@ def save_tokenizer(directory: Path, vocab_size: int = 320) -> int:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>"
     )

@@ -101,8 +101,13 @@ def analysis_of_run(cfg: DictConfig) -> dict[str, Any]:
     """The arguments with which :func:`kd_analysis.analyze.analyze` looks into a run's students.
 
     Raises:
-        ValueError: If the run has no teacher.
+        ValueError: If the run has no teacher, or one with a tokenizer of its own.
     """
+    if cfg.teacher_tokenizer is not None:
+        raise ValueError(
+            "config: teacher_tokenizer: the analysis compares token by token, and student and "
+            "teacher have not the same; analyse a run whose models share a tokenizer"
+        )
     if model_directory(cfg, "teacher_") is None:
         raise ValueError("config: the analysis needs a teacher: set teacher_checkpointer")
     output_dir = Path(cfg.output_dir)

@@ -8,9 +8,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchtune.modules.attention_utils import create_block_causal_mask
 
+from kd_data.two_tokenizers import match_targets
+
 
 def collate(
-    samples: Sequence[Mapping[str, Any]], pad_id: int, ignore_index: int = -100
+    samples: Sequence[Mapping[str, Any]],
+    pad_id: int,
+    ignore_index: int = -100,
+    teacher_pad_id: int = 0,
 ) -> dict[str, Tensor]:
     """Pad samples on the right and shift their labels by one.
 
@@ -20,6 +25,7 @@ def collate(
             ``blank`` marks a sample that only fills up a batch and counts nowhere.
         pad_id: Token to pad with. It may be a real token too, as end-of-sequence often is.
         ignore_index: Label of positions without a target.
+        teacher_pad_id: The same as ``pad_id`` for samples of `TwoTokenizers`.
 
     Returns:
         B samples, S the longest sample's length:
@@ -30,6 +36,8 @@ def collate(
         - ``valid`` [B, S] bool: real tokens, not padding.
         - ``mask`` [B, S, S] bool and ``input_pos`` [B, S], for packed samples: a position sees
           its own document's earlier positions.
+        - ``teacher_tokens`` and ``teacher_labels`` [B, T], ``matched`` and ``teacher_index``
+          [B, S], for samples of `TwoTokenizers`: see `match_targets`.
 
     Raises:
         ValueError: If a sample has not one label for each token.
@@ -54,6 +62,11 @@ def collate(
     blank = torch.tensor([bool(sample.get("blank")) for sample in samples])
     batch["valid"] &= ~blank[:, None]
     batch["labels"].masked_fill_(blank[:, None], ignore_index)
+    if "teacher_tokens" in samples[0]:
+        views = [{k: s[f"teacher_{k}"] for k in ("tokens", "labels")} for s in samples]
+        teacher = collate(views, teacher_pad_id, ignore_index)
+        batch |= {f"teacher_{name}": teacher[name] for name in ("tokens", "labels")}
+        batch |= match_targets(batch["labels"], teacher["labels"], ignore_index)
     return batch
 
 

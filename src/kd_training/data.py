@@ -16,10 +16,9 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
 from kd_data import collate
-from kd_training.config import component
 from kd_training.length_groups import LengthGroupedSampler, check_grouping, sample_lengths
 from kd_training.placement import Placement
-from kd_training.samples import Share, build_dataset, check_tokenizer
+from kd_training.samples import Share, build_samples, build_tokenizer
 
 # torchdata's loader announces itself to a counter that torch no longer keeps.
 warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
@@ -76,10 +75,16 @@ def build_data(cfg: DictConfig, placement: Placement, seed: int, ignore_index: i
         ValueError: If a dataset is empty, carries no label, or does not fill one step.
     """
     check_grouping(cfg)
-    tokenizer = component(cfg.tokenizer, "tokenizer")
-    check_tokenizer(cfg, tokenizer)
-    common = {"placement": placement, "pad_id": tokenizer.pad_id, "ignore_index": ignore_index}
-    dataset = build_dataset(cfg.dataset, tokenizer, "dataset", ignore_index)
+    tokenizer = build_tokenizer(cfg, "tokenizer")
+    teacher_tokenizer = build_tokenizer(cfg, "teacher_tokenizer")
+    common = {
+        "placement": placement,
+        "pad_id": tokenizer.pad_id,
+        "ignore_index": ignore_index,
+        "teacher_pad_id": 0 if teacher_tokenizer is None else teacher_tokenizer.pad_id,
+    }
+    tokenizers = tokenizer, teacher_tokenizer
+    dataset = build_samples(cfg, "dataset", *tokenizers, ignore_index)
     per_step = cfg.batch_size * cfg.gradient_accumulation_steps
     steps = _steps_per_epoch(cfg, len(dataset), placement.world_size)
     lengths = sample_lengths(dataset, placement) if cfg.group_by_length else None
@@ -94,7 +99,7 @@ def build_data(cfg: DictConfig, placement: Placement, seed: int, ignore_index: i
     )
     val_loader = None
     if cfg.dataset_val is not None:
-        val = build_dataset(cfg.dataset_val, tokenizer, "dataset_val", ignore_index)
+        val = build_samples(cfg, "dataset_val", *tokenizers, ignore_index)
         val_loader = build_val_loader(
             val, batch_size=cfg.batch_size_val or cfg.batch_size, **common
         )
@@ -130,6 +135,7 @@ def build_loader(
     batch_size: int,
     shuffle: bool,
     seed: int,
+    teacher_pad_id: int = 0,
     lengths: Tensor | None = None,
     group_size: int = 1,
 ) -> StatefulDataLoader:
@@ -149,7 +155,9 @@ def build_loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
-        collate_fn=partial(collate, pad_id=pad_id, ignore_index=ignore_index),
+        collate_fn=partial(
+            collate, pad_id=pad_id, ignore_index=ignore_index, teacher_pad_id=teacher_pad_id
+        ),
         drop_last=True,
         # Of its own, so that opening an epoch in the middle draws nothing from the global one.
         generator=torch.Generator().manual_seed(seed),
@@ -157,13 +165,20 @@ def build_loader(
 
 
 def build_val_loader(
-    dataset: Dataset, placement: Placement, pad_id: int, ignore_index: int, batch_size: int
+    dataset: Dataset,
+    placement: Placement,
+    pad_id: int,
+    ignore_index: int,
+    batch_size: int,
+    teacher_pad_id: int = 0,
 ) -> DataLoader:
     """A loader of this rank's share of a held-out dataset, every sample once, none left out."""
     return DataLoader(
         Share(dataset, placement.rank, placement.world_size),
         batch_size=batch_size,
-        collate_fn=partial(collate, pad_id=pad_id, ignore_index=ignore_index),
+        collate_fn=partial(
+            collate, pad_id=pad_id, ignore_index=ignore_index, teacher_pad_id=teacher_pad_id
+        ),
         generator=torch.Generator(),
     )
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_models import head_weight
+from kd_data.two_tokenizers import at_student_positions, of_teacher
 from kd_losses import KDLoss, LinearKDLoss
 from kd_training.schema import Scales
 from layer_mapping import LayerMatcher, LayerTaps
@@ -47,8 +48,9 @@ class Objective:
         kd_loss: Divergence for the positions of ``kd_scope``; its ``ignore_index`` marks the
             labels that do not count.
         matcher: Pairs of layers and their loss; None without layer matching.
-        kd_scope: ``labels`` or ``all``: the divergence's positions.
-        ir_scope: The same for layer matching.
+        kd_scope: The divergence's positions: ``labels``, ``all``, or ``matched`` where student and
+            teacher have tokens of their own.
+        ir_scope: ``labels`` or ``all``, for layer matching.
         prompt_kd_loss: Divergence for the real positions without a label, weighted like kd.
         num_chunks: Number of chunks to project a micro-batch in; None: chosen by size.
     """
@@ -130,7 +132,10 @@ class Objective:
         teacher_taps: dict[int, Tensor] = {}
         if self.teacher is not None:
             with torch.no_grad():
-                teacher_hidden, teacher_taps = _run(self.teacher, self._teacher_taps, batch)
+                teacher_hidden, teacher_taps = _run(
+                    self.teacher, self._teacher_taps, of_teacher(batch)
+                )
+                teacher_hidden = at_student_positions(teacher_hidden, batch)
 
         heads = self._heads(student_hidden, teacher_hidden)
         total, parts = self._logit_parts(heads, batch["labels"].flatten(), masks, scale)
@@ -179,7 +184,8 @@ class Objective:
 
     def _masks(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         labelled = batch["labels"] != self.ignore_index
-        return {"labels": labelled, "all": batch["valid"], "prompt": batch["valid"] & ~labelled}
+        masks = {"labels": labelled, "all": batch["valid"], "prompt": batch["valid"] & ~labelled}
+        return masks | {"matched": batch["matched"]} if "matched" in batch else masks
 
 
 def _run(

@@ -7,6 +7,7 @@ from omegaconf import DictConfig, ListConfig
 from torch.utils.data import Dataset
 from torchtune.datasets import ConcatDataset
 
+from kd_data.two_tokenizers import TwoTokenizers
 from kd_training.config import component, reason
 from kd_training.kinds import expect
 
@@ -39,18 +40,30 @@ def build_dataset(
     return dataset
 
 
-def check_tokenizer(cfg: DictConfig, tokenizer: Any) -> None:
-    """Check that batches can be made with it.
+def build_samples(
+    cfg: DictConfig, key: str, tokenizer: Any, teacher_tokenizer: Any, ignore_index: int
+) -> Any:
+    """The dataset ``cfg[key]``, for a teacher with a tokenizer of its own in its tokens too."""
+    dataset = build_dataset(cfg[key], tokenizer, key, ignore_index)
+    if teacher_tokenizer is None:
+        return dataset
+    return TwoTokenizers(dataset, build_dataset(cfg[key], teacher_tokenizer, key, ignore_index))
+
+
+def build_tokenizer(cfg: DictConfig, key: str) -> Any:
+    """The tokenizer ``cfg[key]``; None without one.
 
     Raises:
         ValueError: If it cannot pad, or cuts samples to a length that leaves nothing to predict.
     """
+    tokenizer = component(cfg[key], key)
+    if tokenizer is None:
+        return None
     length = getattr(tokenizer, "max_seq_len", None)
     if length is not None and not (isinstance(length, int) and length >= 2):
-        raise ValueError(
-            f"config: tokenizer.max_seq_len is {length!r}; it must be at least 2, or null"
-        )
-    expect(hasattr(tokenizer, "pad_id"), cfg, "tokenizer", "a tokenizer with a pad_id")
+        raise ValueError(f"config: {key}.max_seq_len is {length!r}; it must be at least 2, or null")
+    expect(hasattr(tokenizer, "pad_id"), cfg, key, "a tokenizer with a pad_id")
+    return tokenizer
 
 
 def _check_files(node: DictConfig, key: str) -> None:

@@ -64,6 +64,7 @@ class RunConfig:
     teacher_model: Any = None
     teacher_quantization: Any = None
     tokenizer: Any = _REQUIRED
+    teacher_tokenizer: Any = None
     checkpointer: Any = _REQUIRED
     teacher_checkpointer: Any = None
     resume_from_checkpoint: bool = False

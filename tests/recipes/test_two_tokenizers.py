@@ -1,0 +1,123 @@
+"""A teacher whose tokenizer is not the student's, through the recipe."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import yaml
+from resuming import records
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_models import init_student
+
+ULD = {"_component_": "kd_losses.ULDLoss"}
+
+
+@pytest.fixture
+def config(tmp_path):
+    """The whole data set in one step; student and teacher have other ids and other numbers of."""
+    student_of = tiny.save_model(tmp_path / "student_of", num_hidden_layers=3)
+    student = init_student(student_of, tmp_path / "student", num_layers=2)
+    teacher = tiny.save_model(tmp_path / "teacher", "qwen3", seed=1, vocab_size=2000)
+    tiny.save_tokenizer(teacher, vocab_size=290, texts=tiny.SENTENCES[4:])
+    texts = tiny.save_texts(tmp_path / "texts.jsonl")
+    config = tiny.run_config(tmp_path, teacher, student, texts)
+    config["tokenizer"] |= {"checkpoint_dir": str(student), "max_seq_len": 30}
+    config["teacher_tokenizer"] = config["tokenizer"] | {"checkpoint_dir": str(teacher)}
+    return config | {
+        "layer_mapping": "none",
+        "kd_loss": ULD,
+        "batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "epochs": 3,
+        "dataset_val": config["dataset"],
+    }
+
+
+def run(tune_run, config, tmp_path, *overrides):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return tune_run("kd_single_device", path, *overrides)
+
+
+def probabilities(directory, text, length):
+    """The descending next-token distributions [targets, V] of one text, by transformers alone."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id][:length]
+    with torch.no_grad():
+        p = model(torch.tensor([ids])).logits[0, :-1].softmax(-1).numpy()
+    return -np.sort(-p, axis=-1)
+
+
+def uld(p, q):
+    """The sum over the targets that both have, each side's n-th with the other's n-th."""
+    number, width = min(len(p), len(q)), max(p.shape[1], q.shape[1])
+    p, q = (np.pad(x[:number], [(0, 0), (0, width - x.shape[1])]) for x in (p, q))
+    return np.abs(p - q).sum(), number
+
+
+def test_the_divergence_is_transformers(tune_run, config, tmp_path):
+    code, _, err = run(tune_run, config, tmp_path)
+    assert code == 0, err
+    logged = records(tmp_path / "out")
+    student, teacher = config["tokenizer"], config["teacher_tokenizer"]
+    sums = [
+        # torchtune leaves room for one token more than its dataset needs.
+        uld(*(probabilities(side["checkpoint_dir"], text, 29) for side in (teacher, student)))
+        for text in tiny.SENTENCES
+    ]
+    total, number = map(sum, zip(*sums, strict=True))
+    assert logged[0]["kd"] == pytest.approx(total / number, rel=1e-5)
+    assert logged[-1]["val/kd"] < logged[0]["kd"]
+    assert json.loads((tmp_path / "out/epoch_2/config.json").read_text())["num_hidden_layers"] == 2
+
+
+def test_some_texts_are_cut_on_one_side_only(config):
+    """Otherwise the test above would not see how targets without counterpart are treated."""
+    lengths = [
+        [
+            len(AutoTokenizer.from_pretrained(config[key]["checkpoint_dir"])(text)["input_ids"])
+            for text in tiny.SENTENCES
+        ]
+        for key in ("tokenizer", "teacher_tokenizer")
+    ]
+    short = [min(a, 29) != min(b, 29) for a, b in zip(*lengths, strict=True)]
+    assert any(short)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"teacher_tokenizer": None}, "ids differ .* teacher_tokenizer"),
+        ({"kd_loss": {"_component_": "kd_losses.ForwardKLLoss"}}, "kd_loss.*kd_losses.ULDLoss"),
+        ({"layer_mapping": "forward"}, "layer_mapping must be none"),
+        ({"token_scope": {"kd": "all"}}, "token_scope.kd must be labels"),
+        ({"prompt_kd_loss": ULD}, "prompt_kd_loss must be null"),
+        ({"teacher_tokenizer": {"_component_": "hf_models.tokeniser"}}, "teacher_tokenizer"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tune_run, config, tmp_path, changes, words):
+    code, _, err = run(tune_run, config | changes, tmp_path)
+    assert code != 0
+    assert "Traceback" not in err
+    last = err.strip().splitlines()[-1]
+    assert re.search(words, last), last
+
+
+def test_there_is_no_analysis_token_by_token(tune_run, config, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config))
+    code, _, err = tune_run("kd_analyze", path)
+    assert code != 0
+    assert "config: teacher_tokenizer" in err.strip().splitlines()[-1]
+
+
+def test_packed_samples_are_refused(tune_run, config, tmp_path):
+    config["dataset"]["packed"] = True
+    code, _, err = run(tune_run, config, tmp_path)
+    assert code != 0
+    assert "dataset.packed must be false" in err.strip().splitlines()[-1]
