@@ -24,6 +24,7 @@ from kd_training.kinds import expect
 from kd_training.matching import build_matcher
 from kd_training.objective import Objective
 from kd_training.offloading import check_offloading, offload_activations
+from kd_training.two_tokenizers import check_two_tokenizers
 from kd_training.values import loss_weights, needs_teacher
 
 _CROSS_ENTROPIES = (nn.CrossEntropyLoss, CEWithChunkedOutputLoss)
@@ -78,15 +79,17 @@ def build_objective(
         ValueError: If a pair of layers is out of range, or a loss has unusable arguments.
     """
     weights = loss_weights(cfg)
+    kd_loss = _divergence(cfg, "kd_loss", ignore_index)
+    check_two_tokenizers(cfg, kd_loss)
     matcher = build_matcher(cfg, weights, student, teacher, device)
     return Objective(
         student,
         teacher,
         weights,
         # Without a weight it is never called, but it still says which labels do not count.
-        _divergence(cfg, "kd_loss", ignore_index) or ForwardKLLoss(ignore_index=ignore_index),
+        kd_loss or ForwardKLLoss(ignore_index=ignore_index),
         matcher,
-        kd_scope=cfg.token_scope.kd,
+        kd_scope=cfg.token_scope.kd if cfg.teacher_tokenizer is None else "matched",
         ir_scope=cfg.token_scope.ir,
         prompt_kd_loss=_divergence(cfg, "prompt_kd_loss", ignore_index),
         num_chunks=OmegaConf.select(cfg, "loss.num_output_chunks"),
@@ -179,6 +182,8 @@ def check_vocabularies(cfg: DictConfig) -> None:
     Raises:
         ValueError: If the two directories' tokenizers give one id to different tokens.
     """
+    if cfg.teacher_tokenizer is not None:
+        return
     directories = [
         OmegaConf.select(cfg, f"{name}.checkpoint_dir")
         for name in ("checkpointer", "teacher_checkpointer")
@@ -189,7 +194,8 @@ def check_vocabularies(cfg: DictConfig) -> None:
     if mismatch:
         raise ValueError(
             f"checkpointer and teacher_checkpointer: the vocabularies disagree: {mismatch}; "
-            "student and teacher must share one tokenizer"
+            "student and teacher must share one tokenizer, or teacher_tokenizer must name the "
+            "teacher's and kd_loss kd_losses.ULDLoss"
         )
 
 

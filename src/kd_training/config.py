@@ -15,10 +15,10 @@ from kd_training.schema import RunConfig
 from kd_training.values import check_sections, check_values, keys_of
 
 _ALWAYS = ("model", "tokenizer", "checkpointer", "dataset", "optimizer")
-_COMPONENTS = ("model", "teacher_model", "tokenizer", "checkpointer", "teacher_checkpointer",
-               "loss", "kd_loss", "prompt_kd_loss", "ir_loss", "dataset", "dataset_val",
-               "optimizer", "lr_scheduler", "metric_logger", "profiler",
-               "layer_mapping", "teacher_quantization")  # fmt: skip
+_COMPONENTS = ("model", "teacher_model", "tokenizer", "teacher_tokenizer",
+               "checkpointer", "teacher_checkpointer", "loss", "kd_loss", "prompt_kd_loss",
+               "ir_loss", "dataset", "dataset_val", "optimizer", "lr_scheduler",
+               "metric_logger", "profiler", "layer_mapping", "teacher_quantization")  # fmt: skip
 _LISTS = ("dataset", "dataset_val", "metric_logger")
 # These have a short form: a name (or pairs of layers).
 _NAMED = ("layer_mapping", "teacher_quantization")
