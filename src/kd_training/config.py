@@ -164,7 +164,7 @@ def check_component(key: str, node: DictConfig) -> None:
 def _parameters(named: Any) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(named, eval_str=True).parameters
-    except NameError:  # an annotation that only a type checker can look up
+    except Exception:  # an annotation that only a type checker can look up may raise anything
         return inspect.signature(named).parameters
 
 
