@@ -75,7 +75,8 @@ def _summary(
     learner = f"`{base}`" if base else "A student"
     how = f"distilled from the frozen teacher `{teacher}`" if teacher else "tuned on labels alone"
     rank = OmegaConf.select(cfg, "model.lora_rank")
-    weights = f"LoRA of rank {rank}, merged" if rank else "all weights"
+    method = "DoRA" if cfg.model.get("use_dora") else "LoRA"
+    weights = f"{method} of rank {rank}, merged" if rank else "all weights"
     facts = [f"{weights}; optimizer `{component_text(cfg.optimizer)}`, {cfg.dtype}"]
     if "steps" in metrics:
         batch = f"{cfg.batch_size} x {cfg.gradient_accumulation_steps} samples per device"

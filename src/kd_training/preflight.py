@@ -22,6 +22,7 @@ _GIB = 2**30
 _MEASURED_BY = 512  # positions a sample is taken to have where the tokenizer sets no limit
 # Tensors of one position's width that a decoder layer keeps for its backward, MLP included.
 _KEPT_PER_LAYER = 17
+_INPUTS_ON_DEVICE = 5  # that torchtune's offloading leaves or has brought back
 _OPTIMIZER_STATES = 2  # Adam's
 
 
@@ -79,7 +80,9 @@ def estimate_memory(
     layers = len(student.layers)
     kept = layers * _KEPT_PER_LAYER
     if cfg.enable_activation_checkpointing:
-        kept = layers + _KEPT_PER_LAYER  # every layer's input, and one layer at a time
+        # Every layer's input, unless it waits on the host, and one layer at a time.
+        inputs = min(layers, _INPUTS_ON_DEVICE) if cfg.enable_activation_offloading else layers
+        kept = inputs + _KEPT_PER_LAYER
     num_chunks = OmegaConf.select(cfg, "loss.num_output_chunks")
     rows = None if num_chunks is None else -(-cfg.batch_size * length // num_chunks)
     vocab_size = student.tok_embeddings.num_embeddings
@@ -126,12 +129,14 @@ def check_length(cfg: DictConfig, student: Any, teacher: Any) -> None:
     Raises:
         ValueError: If the tokenizer lets longer ones pass.
     """
-    length = OmegaConf.select(cfg, "tokenizer.max_seq_len")
-    for key, model in (("model", student), ("teacher_model", teacher)):
+    teachers = "tokenizer" if cfg.teacher_tokenizer is None else "teacher_tokenizer"
+    models = ("model", student, "tokenizer"), ("teacher_model", teacher, teachers)
+    for key, model, tokenizer in models:
+        length = OmegaConf.select(cfg, f"{tokenizer}.max_seq_len")
         if model is not None and isinstance(length, int) and length > model.max_seq_len:
             raise ValueError(
-                f"config: tokenizer.max_seq_len is {length}, but {key} takes {model.max_seq_len} "
-                f"positions; lower it, or set {key}.max_seq_len"
+                f"config: {tokenizer}.max_seq_len is {length}, but {key} takes "
+                f"{model.max_seq_len} positions; lower it, or set {key}.max_seq_len"
             )
 
 

@@ -74,6 +74,10 @@ def _check_files(node: DictConfig, key: str) -> None:
     # Without files these readers take whatever lies below the current folder.
     if node.get("source") in _FILE_READERS and not (node.get("data_files") or node.get("data_dir")):
         raise ValueError(f"config: {key}.data_files must be set for source: {node.source}")
+    parts = node.get("datasets")  # of a mixture
+    for i, part in enumerate(parts if isinstance(parts, ListConfig) else []):
+        if isinstance(part, DictConfig):
+            _check_files(part, f"{key}.datasets[{i}]")
 
 
 def _has_target(sample: dict[str, Any], ignore_index: int) -> bool:

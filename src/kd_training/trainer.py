@@ -171,5 +171,6 @@ def run(cfg: DictConfig, placement: Placement) -> None:
             f"out of memory on {placement.device} after step {trainer.progress.global_step}, at a "
             f"peak of {peak_memory_gib(placement.device):.1f} GiB: lower batch_size (and raise "
             "gradient_accumulation_steps) or tokenizer.max_seq_len, raise "
-            "loss.num_output_chunks, or set enable_activation_checkpointing=true"
+            "loss.num_output_chunks, or set enable_activation_checkpointing=true "
+            "(and enable_activation_offloading=true)"
         ) from err

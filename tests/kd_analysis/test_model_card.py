@@ -62,6 +62,11 @@ def test_front_matter_and_facts(cfg, tmp_path):
     assert str(tmp_path) not in card.content
 
 
+def test_dora_is_called_so(cfg, tmp_path):
+    cfg.model.use_dora = True
+    assert "DoRA of rank 4, merged" in written(tmp_path, cfg, METRICS).text
+
+
 def test_environment_and_secrets_stay_out(cfg, tmp_path, monkeypatch):
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     cfg.output_dir = "${oc.env:SCRATCH}/run"

@@ -39,6 +39,7 @@ def scales(ce: float, kd: float, ir: float) -> dict[str, Any]:
 CASES: dict[str, dict[str, Any]] = {
     "lora": {"save_every_n_steps": 1, "keep_last_n": 9},
     "accumulation": {"gradient_accumulation_steps": 2},
+    "grouped by length": {"gradient_accumulation_steps": 2, "group_by_length": True},
     "clipping": {"clip_grad_norm": 0.05},
     "projections": NARROW | CLIPPED_SUM,
     "untied head": UNTIED,

@@ -258,6 +258,13 @@ DATA = {
         ],
         ["dataset_val", "/no/such.jsonl"],
     ),
+    "mixture of no files": (
+        [
+            "dataset_val={_component_: kd_data.mixture, weights: [1], datasets:"
+            " [{_component_: torchtune.datasets.text_completion_dataset, source: json}]}"
+        ],
+        ["dataset_val.datasets[0].data_files", "json"],
+    ),
 }
 MODELS = {
     "missing directory": (
