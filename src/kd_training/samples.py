@@ -68,8 +68,10 @@ def build_tokenizer(cfg: DictConfig, key: str) -> Any:
 
 def _check_files(node: DictConfig, key: str) -> None:
     files = node.get("data_files")
-    for path in [files] if isinstance(files, str) else files or []:
-        if Path(str(path)).is_dir():
+    if not (files is None or isinstance(files, str | ListConfig | DictConfig)):
+        raise ValueError(f"config: {key}.data_files is {files!r}; it must be a path, or a list")
+    for path in files if isinstance(files, ListConfig) else [files]:
+        if isinstance(path, str) and Path(path).is_dir():
             raise ValueError(f"config: {key}.data_files: {path} is a directory; name the files")
     # Without files these readers take whatever lies below the current folder.
     if node.get("source") in _FILE_READERS and not (node.get("data_files") or node.get("data_dir")):

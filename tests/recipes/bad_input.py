@@ -231,6 +231,7 @@ DATA = {
     "missing dataset": (["dataset.data_files=/no/such.jsonl"], ["dataset", "/no/such.jsonl"]),
     "empty dataset": (with_text("d.jsonl", "", "dataset.data_files"), ["dataset", "d.jsonl"]),
     "no JSON": (with_text("d.jsonl", "{no", "dataset.data_files"), ["dataset", "d.jsonl"]),
+    "true as dataset": (["dataset.data_files=true"], ["dataset.data_files", "True", "a path"]),
     "folder as dataset": (
         lambda tmp, _: [f"dataset.data_files={tmp}"],
         ["data_files", "directory"],
