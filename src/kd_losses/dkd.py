@@ -1,6 +1,5 @@
 """Decoupled knowledge distillation."""
 
-import torch
 from torch import Tensor
 
 from kd_losses.checks import require
@@ -62,7 +61,7 @@ class DKDLoss(NormalizedLoss):
         log_pair_p, log_others_p = decouple_(teacher_NV, target)
         log_pair_q, log_others_q = decouple(student_NV, target)
         p = log_others_p.exp()
-        others = torch.linalg.vecdot(p, log_others_p.sub_(log_others_q))
+        others = log_others_p.sub_(log_others_q).mul_(p).sum(-1)
         loss = self._sum(kl(log_pair_p, log_pair_q), others)
         target_grad = self.alpha * weight * (log_pair_q.exp() - log_pair_p.exp())[:, :1]
         grad = log_others_q.exp_().mul_(self.beta * weight - target_grad)

@@ -45,7 +45,7 @@ class JSDistanceLoss(DistributionLoss):
         """Return the divergence and its slope λ·q·log(q/m)."""
         p, q = log_p.exp(), log_q.exp()
         log_m = log_mixture(self.lambda_weight, p, q)
-        teacher = torch.linalg.vecdot(p, log_p.sub_(log_m)).mul_(1 - self.lambda_weight)
+        teacher = p.mul_(log_p.sub_(log_m)).sum(-1).mul_(1 - self.lambda_weight)
         slope = q.mul_(torch.sub(log_q, log_m, out=log_m))
         loss = teacher.add_(slope.sum(-1), alpha=self.lambda_weight)
         return loss, slope.mul_(self.lambda_weight * weight)

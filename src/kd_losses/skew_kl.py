@@ -47,7 +47,7 @@ class SkewForwardKLLoss(_SkewLoss):
         """Return KL(p‖m) and its slope −(1 − α)·q·p/m."""
         p, q = log_p.exp(), log_q.exp()
         log_ratio = log_p.sub_(log_mixture(self.alpha, q, p))
-        loss = torch.linalg.vecdot(p, log_ratio)
+        loss = p.mul_(log_ratio).sum(-1)
         return loss, q.mul_(log_ratio.exp_()).mul_((self.alpha - 1) * weight)
 
 
