@@ -147,6 +147,7 @@ def picture(title: str, rows: list[Row], path: Path) -> None:
     left.set_xlabel("time / time of the matrix products alone")
     right.barh(names, [row.peak_bytes / 1e6 for row in rows], color=colours)
     right.set_xscale("log")
+    right.set_xlim(left=10)
     right.set_xlabel("added peak memory, MB")
     left.invert_yaxis()
     figure.suptitle(title, fontsize=10)
