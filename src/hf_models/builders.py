@@ -91,7 +91,9 @@ def lora_decoder(
         ValueError: If it asks for something that is not supported, or a LoRA setting is invalid.
     """
     if unknown := [name for name in lora_attn_modules if name not in ATTENTION_MODULES]:
-        raise ValueError(f"lora_attn_modules: {unknown[0]!r} is none of {', '.join(ATTENTION_MODULES)}")
+        raise ValueError(
+            f"lora_attn_modules: {unknown[0]!r} is none of {', '.join(ATTENTION_MODULES)}"
+        )
     if lora_rank < 1:
         raise ValueError(f"lora_rank is {lora_rank}; it must be at least 1")
     if not 0 <= lora_dropout < 1:
