@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -148,7 +149,7 @@ def check_component(key: str, node: DictConfig) -> None:
         named = _get_component_from_path(path)
         parameters = _parameters(named)
     except (Exception, SystemExit) as err:  # whatever importing the user's module raises
-        why = " ".join(str(err).split())
+        why = " ".join(str(err).split()) + _nearest_in_module(path)
         raise ValueError(f"config: {key}._component_ {path!r} cannot be imported: {why}") from err
     check_class(key, path, named)
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
@@ -172,6 +173,12 @@ def _unknown_key(err: ConfigKeyError) -> str:
     full_key = str(err.full_key)
     parent, _, name = full_key.rpartition(".")
     return f"config: {full_key} is no key of a run{_nearest(name, keys_of(parent))}"
+
+
+def _nearest_in_module(path: str) -> str:
+    module, _, name = path.rpartition(".")
+    loaded = sys.modules.get(module)  # torchtune has tried to import it
+    return "" if loaded is None else _nearest(name, getattr(loaded, "__all__", dir(loaded)))
 
 
 def _nearest(name: Any, valid: Iterable[Any]) -> str:

@@ -102,7 +102,7 @@ KEYS = {
     ),
     "misspelt component": (
         ["kd_loss._component_=kd_losses.ForwardKLoss"],
-        ["kd_loss", "ForwardKLoss"],
+        ["kd_loss", "ForwardKLoss", "did you mean ForwardKLLoss?"],
     ),
     "component that is a number": (["kd_loss._component_=5"], ["kd_loss", "dotted name"]),
     "component that is a module": (["kd_loss._component_=kd_losses"], ["kd_loss", "callable"]),
