@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kd_losses.base import KDLoss
 from kd_losses.distribution import DistributionLoss, log_softmax_, log_softmax_backward_
+from kd_losses.target import at_target
 
 
 @dataclass
@@ -72,11 +73,11 @@ def _nll_and_probs(student_RV: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     # The largest logit and the largest probability, at least 1/V, give the logsumexp without a pass
     # for the exponential of log q.
     logsumexp = student_RV.amax(-1) - q_RV.amax(-1).log()
-    return (logsumexp - student_RV.gather(-1, labels.unsqueeze(-1)).squeeze(-1)).sum(), q_RV
+    return (logsumexp - at_target(student_RV, labels)).sum(), q_RV
 
 
 def _nll(log_q_RV: Tensor, labels: Tensor) -> Tensor:
-    return -log_q_RV.gather(-1, labels.unsqueeze(-1)).sum()
+    return -at_target(log_q_RV, labels).sum()
 
 
 def _add_at_labels_(x_RV: Tensor, labels: Tensor, value: float) -> Tensor:
