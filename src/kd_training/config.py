@@ -11,6 +11,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 from torchtune.config import instantiate
 from torchtune.config._utils import _get_component_from_path
 
+from kd_training.dataset_nodes import check_dataset_node
 from kd_training.kinds import check_class, check_value
 from kd_training.schema import RunConfig
 from kd_training.values import check_sections, check_values, keys_of
@@ -50,7 +51,8 @@ def check_config(cfg: DictConfig) -> DictConfig:
     if missing:
         raise ValueError(f"config: {', '.join(map(str, missing))} must be set")
     for key, node in _components(checked):
-        _check_not_streamed(key, node)
+        if key.startswith("dataset"):
+            check_dataset_node(key, node)
         check_component(key, node)
     check_values(checked)
     return checked
@@ -120,14 +122,6 @@ def _with_parts(key: str, node: DictConfig) -> Iterator[tuple[str, DictConfig]]:
         if not isinstance(part, DictConfig):
             raise ValueError(f"config: {key}.datasets[{i}] must name a _component_, not {part!r}")
         yield from _with_parts(f"{key}.datasets[{i}]", part)
-
-
-def _check_not_streamed(key: str, node: DictConfig) -> None:
-    if key.startswith("dataset") and node.get("streaming"):
-        raise ValueError(
-            f"config: {key}.streaming must be left out: samples are looked up by their number; "
-            "their files are memory-mapped, so that they may be larger than memory all the same"
-        )
 
 
 def check_component(key: str, node: DictConfig) -> None:

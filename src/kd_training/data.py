@@ -3,7 +3,7 @@
 import math
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -77,12 +77,12 @@ def build_data(cfg: DictConfig, placement: Placement, seed: int, ignore_index: i
     check_grouping(cfg)
     tokenizer = build_tokenizer(cfg, "tokenizer")
     teacher_tokenizer = build_tokenizer(cfg, "teacher_tokenizer")
-    common = {
-        "placement": placement,
-        "pad_id": tokenizer.pad_id,
-        "ignore_index": ignore_index,
-        "teacher_pad_id": 0 if teacher_tokenizer is None else teacher_tokenizer.pad_id,
-    }
+    to_batch = partial(
+        collate,
+        pad_id=tokenizer.pad_id,
+        ignore_index=ignore_index,
+        teacher_pad_id=0 if teacher_tokenizer is None else teacher_tokenizer.pad_id,
+    )
     tokenizers = tokenizer, teacher_tokenizer
     dataset = build_samples(cfg, "dataset", *tokenizers, ignore_index)
     per_step = cfg.batch_size * cfg.gradient_accumulation_steps
@@ -90,18 +90,19 @@ def build_data(cfg: DictConfig, placement: Placement, seed: int, ignore_index: i
     lengths = sample_lengths(dataset, placement) if cfg.group_by_length else None
     loader = build_loader(
         dataset,
+        placement,
+        to_batch,
         batch_size=cfg.batch_size,
         shuffle=cfg.shuffle,
         seed=seed,
         lengths=lengths,
         group_size=per_step * placement.world_size,
-        **common,
     )
     val_loader = None
     if cfg.dataset_val is not None:
         val = build_samples(cfg, "dataset_val", *tokenizers, ignore_index)
         val_loader = build_val_loader(
-            val, batch_size=cfg.batch_size_val or cfg.batch_size, **common
+            val, placement, to_batch, batch_size=cfg.batch_size_val or cfg.batch_size
         )
     return Data(
         loader,
@@ -129,13 +130,11 @@ def _steps_per_epoch(cfg: DictConfig, num_samples: int, num_ranks: int) -> int:
 def build_loader(
     dataset: Dataset,
     placement: Placement,
-    pad_id: int,
-    ignore_index: int,
+    collate_fn: Callable[..., dict[str, Tensor]],
     *,
     batch_size: int,
     shuffle: bool,
     seed: int,
-    teacher_pad_id: int = 0,
     lengths: Tensor | None = None,
     group_size: int = 1,
 ) -> StatefulDataLoader:
@@ -155,9 +154,7 @@ def build_loader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
-        collate_fn=partial(
-            collate, pad_id=pad_id, ignore_index=ignore_index, teacher_pad_id=teacher_pad_id
-        ),
+        collate_fn=collate_fn,
         drop_last=True,
         # Of its own, so that opening an epoch in the middle draws nothing from the global one.
         generator=torch.Generator().manual_seed(seed),
@@ -167,18 +164,14 @@ def build_loader(
 def build_val_loader(
     dataset: Dataset,
     placement: Placement,
-    pad_id: int,
-    ignore_index: int,
+    collate_fn: Callable[..., dict[str, Tensor]],
     batch_size: int,
-    teacher_pad_id: int = 0,
 ) -> DataLoader:
     """A loader of this rank's share of a held-out dataset, every sample once, none left out."""
     return DataLoader(
         Share(dataset, placement.rank, placement.world_size),
         batch_size=batch_size,
-        collate_fn=partial(
-            collate, pad_id=pad_id, ignore_index=ignore_index, teacher_pad_id=teacher_pad_id
-        ),
+        collate_fn=collate_fn,
         generator=torch.Generator(),
     )
 

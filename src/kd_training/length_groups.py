@@ -4,12 +4,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 from tqdm import tqdm
 
+from kd_training.dataset_nodes import is_packed
 from kd_training.placement import Placement
 
 
@@ -25,8 +26,7 @@ def check_grouping(cfg: DictConfig) -> None:
         raise ValueError(
             "config: group_by_length draws the order of the samples, so shuffle must be true"
         )
-    nodes = cfg.dataset if isinstance(cfg.dataset, ListConfig) else [cfg.dataset]
-    if any(node.get("packed") for node in nodes):
+    if is_packed(cfg.dataset):
         raise ValueError(
             "config: group_by_length: dataset is packed, so all of its rows have one length; "
             "leave out one of the two"

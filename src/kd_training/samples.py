@@ -1,6 +1,5 @@
 """From the config's dataset nodes to samples, and what is wrong with them."""
 
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
@@ -12,7 +11,6 @@ from kd_training.config import component, reason
 from kd_training.kinds import expect
 
 _LOOK_FOR_LABELS_IN = 1000
-_FILE_READERS = ("json", "csv", "text", "parquet", "arrow")
 
 
 def build_dataset(
@@ -23,8 +21,6 @@ def build_dataset(
     Raises:
         ValueError: If it is empty or its first samples carry no label at all.
     """
-    for one in node if isinstance(node, ListConfig) else [node]:
-        _check_files(one, key)
     if isinstance(node, ListConfig):
         dataset = _Named(ConcatDataset([component(one, key, tokenizer) for one in node]), key)
     else:
@@ -64,22 +60,6 @@ def build_tokenizer(cfg: DictConfig, key: str) -> Any:
         raise ValueError(f"config: {key}.max_seq_len is {length!r}; it must be at least 2, or null")
     expect(hasattr(tokenizer, "pad_id"), cfg, key, "a tokenizer with a pad_id")
     return tokenizer
-
-
-def _check_files(node: DictConfig, key: str) -> None:
-    files = node.get("data_files")
-    if not (files is None or isinstance(files, str | ListConfig | DictConfig)):
-        raise ValueError(f"config: {key}.data_files is {files!r}; it must be a path, or a list")
-    for path in files if isinstance(files, ListConfig) else [files]:
-        if isinstance(path, str) and Path(path).is_dir():
-            raise ValueError(f"config: {key}.data_files: {path} is a directory; name the files")
-    # Without files these readers take whatever lies below the current folder.
-    if node.get("source") in _FILE_READERS and not (node.get("data_files") or node.get("data_dir")):
-        raise ValueError(f"config: {key}.data_files must be set for source: {node.source}")
-    parts = node.get("datasets")  # of a mixture
-    for i, part in enumerate(parts if isinstance(parts, ListConfig) else []):
-        if isinstance(part, DictConfig):
-            _check_files(part, f"{key}.datasets[{i}]")
 
 
 def _has_target(sample: dict[str, Any], ignore_index: int) -> bool:

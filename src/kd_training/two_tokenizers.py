@@ -1,8 +1,9 @@
 """What goes together with a teacher whose tokenizer is not the student's."""
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import DictConfig
 
 from kd_losses import KDLoss
+from kd_training.dataset_nodes import is_packed
 from kd_training.values import loss_weights
 
 
@@ -32,8 +33,7 @@ def check_two_tokenizers(cfg: DictConfig, kd_loss: KDLoss | None) -> None:
                 "two tokenizers have counterparts, the n-th with the n-th"
             )
     for key in ("dataset", "dataset_val"):
-        nodes = cfg[key] if isinstance(cfg[key], ListConfig) else [cfg[key]]
-        if any(node is not None and node.get("packed") for node in nodes):
+        if is_packed(cfg[key]):
             raise ValueError(
                 f"config: {key}.packed must be false with teacher_tokenizer: the two tokenizers "
                 "would pack other samples together"

@@ -1,15 +1,18 @@
 """Which rank sees which sample: for any number of samples, ranks, batch size and accumulation."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kd_data import collate
 from kd_training.data import build_loader, build_val_loader, first_batch, grouped, skip_to
 
 IGNORE, PAD = -100, 10_000
+TO_BATCH = partial(collate, pad_id=PAD, ignore_index=IGNORE)
 CPU = torch.device("cpu")
 
 
@@ -42,7 +45,7 @@ class Setup:
             options["lengths"] = torch.tensor([i * 7 % 23 for i in range(self.num_samples)])
             options["group_size"] = self.global_batch
         return [
-            build_loader(samples, Rank(rank, self.ranks), PAD, IGNORE, **options)
+            build_loader(samples, Rank(rank, self.ranks), TO_BATCH, **options)
             for rank in range(self.ranks)
         ]
 
@@ -124,7 +127,7 @@ def test_epochs_differ_and_a_seed_repeats_them(order):
 def test_validation_sees_every_sample_exactly_once(num_samples, ranks, batch_size):
     samples, seen, lengths = numbered(num_samples), [], set()
     for rank in range(ranks):
-        loader = build_val_loader(samples, Rank(rank, ranks), PAD, IGNORE, batch_size)
+        loader = build_val_loader(samples, Rank(rank, ranks), TO_BATCH, batch_size)
         lengths.add(len(loader))
         for batch in loader:
             counted = (batch["labels"] != IGNORE).any(1)

@@ -1,11 +1,13 @@
 """Samples of similar length share a batch: less padding, and nothing else is lost."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Barrier
 
 import pytest
 import torch
 
+from kd_data import collate
 from kd_training.data import build_loader, grouped, skip_to
 from kd_training.length_groups import grouped_order, sample_lengths
 
@@ -33,8 +35,7 @@ def steps(ranks, by_length, epoch=1):
         loader = build_loader(
             SAMPLES,
             Rank(rank, ranks),
-            pad_id=0,
-            ignore_index=-100,
+            partial(collate, pad_id=0),
             batch_size=BATCH_SIZE,
             shuffle=True,
             seed=5,
