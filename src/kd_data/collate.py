@@ -34,6 +34,8 @@ def collate(
         - ``labels`` [B, S] int64: the target of each position, which is the sample's *next* label,
           or ``ignore_index`` where there is none or the next token begins another document.
         - ``valid`` [B, S] bool: real tokens, not padding.
+        - ``documents`` [B, S] int64: which document a position belongs to, counted from 0 over the
+          whole batch; -1 for padding.
         - ``mask`` [B, S, S] bool and ``input_pos`` [B, S], for packed samples: a position sees
           its own document's earlier positions.
         - ``teacher_tokens`` and ``teacher_labels`` [B, T], ``matched`` and ``teacher_index``
@@ -59,8 +61,10 @@ def collate(
     else:
         lengths = torch.tensor([len(token) for token in tokens])
         batch["valid"] = torch.arange(batch["tokens"].shape[1]) < lengths[:, None]
+        batch["documents"] = torch.arange(len(samples))[:, None].expand_as(batch["valid"])
     blank = torch.tensor([bool(sample.get("blank")) for sample in samples])
     batch["valid"] &= ~blank[:, None]
+    batch["documents"] = batch["documents"].masked_fill(~batch["valid"], -1)
     batch["labels"].masked_fill_(blank[:, None], ignore_index)
     if "teacher_tokens" in samples[0]:
         views = [{k: s[f"teacher_{k}"] for k in ("tokens", "labels")} for s in samples]
@@ -76,8 +80,13 @@ def _separate_documents(
     seq_lens = [torch.as_tensor(sample["seq_lens"]) for sample in samples]
     input_pos = torch.stack([torch.as_tensor(sample["input_pos"]) for sample in samples])
     valid = torch.ones_like(batch["tokens"], dtype=torch.bool)
+    documents = torch.empty_like(batch["tokens"])
+    first = 0
     for row, lengths in enumerate(seq_lens):
         starts = lengths.cumsum(0) - lengths
+        numbers = torch.arange(first, first + len(lengths))
+        documents[row] = numbers.repeat_interleave(lengths)
+        first += len(lengths)
         batch["labels"][row, starts[1:] - 1] = ignore_index
         # torchtune counts a pack's padding as one more document, whose positions go on from the
         # last real one; a real document after the first always begins at position 0.
@@ -86,4 +95,4 @@ def _separate_documents(
     # Dense, not torchtune's flex-attention mask: that one is put on the GPU by whoever builds it,
     # which a data loader's worker process cannot do.
     mask = create_block_causal_mask(seq_lens)
-    return batch | {"valid": valid, "mask": mask, "input_pos": input_pos}
+    return batch | {"valid": valid, "documents": documents, "mask": mask, "input_pos": input_pos}

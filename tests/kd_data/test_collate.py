@@ -21,7 +21,9 @@ def test_each_position_gets_the_next_label():
         "tokens": torch.int64,
         "labels": torch.int64,
         "valid": torch.bool,
+        "documents": torch.int64,
     }
+    assert batch["documents"].tolist() == [[0] * 4, [1, 1, -1, -1]]
 
 
 def test_padding_is_a_matter_of_length():
@@ -62,6 +64,7 @@ def test_packed_documents_stay_apart():
         [7, 8, 9, 10, 11, IGNORE, 0, IGNORE],
     ]
     assert batch["valid"].tolist() == [[True] * 5 + [False] * 3, [True] * 8]
+    assert batch["documents"].tolist() == [[0] * 3 + [1] * 2 + [-1] * 3, [3] * 6 + [4] * 2]
     assert batch["input_pos"][1].tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
     document = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2], [0, 0, 0, 0, 0, 0, 1, 1]])
     earlier = torch.arange(8)[:, None] >= torch.arange(8)
