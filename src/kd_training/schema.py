@@ -17,10 +17,14 @@ class Scales:
 
 @dataclass
 class DynamicScaling:
-    """Weights that follow the parts' magnitudes, so that each contributes its share."""
+    """Weights that follow the parts' magnitudes, so that each contributes its share.
+
+    No weight exceeds ``max_weight`` times its share, however small its part.
+    """
 
     shares: Scales = field(default_factory=Scales)
     ema: float = 0.99
+    max_weight: float = 100.0
 
 
 @dataclass

@@ -61,7 +61,9 @@ class Trainer:
         )
         self.profiler = build.build_profiler(cfg)
         dynamic = cfg.loss_scaling.dynamic if cfg.loss_scaling.enabled else None
-        self.scales = dynamic and DynamicScales(self.objective.weights, dynamic.ema)
+        self.scales = dynamic and DynamicScales(
+            self.objective.weights, dynamic.ema, dynamic.max_weight
+        )
         self.checkpointer = build.build_checkpointer(cfg, "checkpointer")
         if self.teacher is not None:
             self.teacher_checkpointer = build.build_checkpointer(cfg, "teacher_checkpointer")

@@ -127,6 +127,11 @@ def _check_scaling(scaling: DictConfig) -> None:
     dynamic = scaling.dynamic
     if dynamic is not None and not 0 <= dynamic.ema < 1:
         raise ValueError(f"config: loss_scaling.dynamic.ema is {dynamic.ema}; use 0 <= ema < 1")
+    if dynamic is not None and not 1 <= dynamic.max_weight < float("inf"):
+        raise ValueError(
+            f"config: loss_scaling.dynamic.max_weight is {dynamic.max_weight}; it must be a finite "
+            "number of at least 1"
+        )
     for key in ("manual_scales", "dynamic.shares"):
         scales = OmegaConf.select(scaling, key) or {}
         for part in scales:

@@ -1,4 +1,6 @@
+import json
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -7,7 +9,7 @@ from kd_training.schema import Scales
 
 
 def test_each_part_contributes_its_share():
-    scales = DynamicScales(Scales(0.5, 0.3, 0.2), ema=0.9)
+    scales = DynamicScales(Scales(0.5, 0.3, 0.2), ema=0.9, max_weight=1000)
     values = {"ce": 8.0, "kd": 0.02, "ir": 0.7}
     for _ in range(3):
         scales.update(values)
@@ -19,7 +21,7 @@ def test_each_part_contributes_its_share():
 
 
 def test_weights_follow_a_part_that_shrinks():
-    scales = DynamicScales(Scales(0.5, 0.5, 0.0), ema=0.5)
+    scales = DynamicScales(Scales(0.5, 0.5, 0.0), ema=0.5, max_weight=100)
     scales.update({"ce": 4.0, "kd": 4.0})
     before = scales.weights()
     for _ in range(20):
@@ -30,15 +32,38 @@ def test_weights_follow_a_part_that_shrinks():
     assert after.ir == 0
 
 
-@pytest.mark.parametrize("values", [{"ce": 1.0, "kd": 0.0, "ir": 0.0}, {}])
-def test_a_part_that_is_always_zero_does_no_harm(values):
-    scales = DynamicScales(Scales(0.5, 0.3, 0.2), ema=0.9)
+def weights_after(values, shares=(0.5, 0.3, 0.2), max_weight=100):
+    scales = DynamicScales(Scales(*shares), ema=0.9, max_weight=max_weight)
     scales.update(values)
-    assert all(math.isfinite(w) for w in vars(scales.weights()).values())
+    return vars(scales.weights())
+
+
+@pytest.mark.parametrize("tiny", [1e-9, 1e-320, 0.0, -1e-9])
+def test_no_weight_exceeds_the_bound(tiny):
+    """However little there is of a part; the others keep their shares of the sum."""
+    weights = weights_after({"ce": 6.0, "kd": tiny, "ir": 2.0}, max_weight=50)
+    expected = {"ce": 0.5 * 8 / 6, "kd": 0.3 * 50, "ir": 0.2 * 8 / 2}
+    assert weights == pytest.approx(expected, rel=1e-8)
+
+
+def test_the_bound_is_reached_without_a_jump():
+    """On both sides of it a part that changes by a thousandth changes its weight by no more."""
+    smallest = 3.0 / 99  # of a sum of 3 + m, the hundredth part
+    near = [smallest * (1 + k / 1000) for k in range(-5, 6)]
+    weights = [weights_after({"ce": 3.0, "kd": kd}, (0.5, 0.5, 0.0))["kd"] for kd in near]
+    assert weights[:6] == pytest.approx([50] * 6)
+    assert weights == sorted(weights, reverse=True)
+    assert all(a - b <= 0.0011 * a for a, b in pairwise(weights))
+    assert weights[-1] < 49.8
+
+
+@pytest.mark.parametrize("values", [{"ce": 0.0, "kd": -1e-9, "ir": 0.0}, {}])
+def test_without_any_magnitude_the_weights_are_the_shares(values):
+    assert weights_after(values) == {"ce": 0.5, "kd": 0.3, "ir": 0.2}
 
 
 def test_state_goes_on_where_it_was():
-    first, second = (DynamicScales(Scales(1, 1, 1), ema=0.7) for _ in range(2))
+    first, second = (DynamicScales(Scales(1, 1, 1), ema=0.7, max_weight=100) for _ in range(2))
     for step in range(5):
         first.update({"ce": 5.0 - step, "kd": 1.0 + step, "ir": 0.3})
     second.load_state_dict(first.state_dict())
@@ -58,3 +83,22 @@ def test_a_run_logs_weights_that_balance_its_parts(make_trainer):
     assert second["total"] == pytest.approx(
         sum(second[f"weight/{part}"] * second[part] for part in shares)
     )
+
+
+def test_a_student_that_begins_as_its_teacher(make_trainer):
+    """Its divergence is 0 but for rounding, and nothing to scale up to a third of the loss."""
+    shares = {"ce": 0.5, "kd": 0.3, "ir": 0.2}
+    scaling = {"loss_scaling.dynamic": {"shares": shares, "max_weight": 40}}
+    trainer = make_trainer(scaling, student="teacher")
+    trainer.train()
+    log = (trainer.output_dir / "logs" / "metrics.jsonl").read_text().splitlines()
+    first, *later = [step for step in map(json.loads, log) if "total" in step]
+    assert abs(first["kd"]) < 1e-5
+    assert [first[f"weight/{part}"] for part in shares] == list(shares.values())
+    assert later
+    for step in later:
+        assert math.isfinite(step["total"])
+        assert math.isfinite(step["grad_norm"])
+        for part, share in shares.items():
+            assert 0 < step[f"weight/{part}"] <= 40 * share
+    assert later[0]["weight/kd"] == 40 * 0.3
