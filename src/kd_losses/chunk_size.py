@@ -14,7 +14,7 @@ _CPU_TILE_BYTES = 3 * 2**19
 
 # Student and teacher logit in fp32; on a GPU also temporaries, which are as large as a chunk there.
 _CPU_BYTES_PER_LOGIT = 8
-_GPU_BYTES_PER_LOGIT = 24
+_GPU_BYTES_PER_LOGIT = 32
 
 
 def chunk_rows(vocab_size: int, device: torch.device) -> int:

@@ -60,7 +60,7 @@ class NKDLoss(KDLoss):
         loss = -(p_top * log_pair_q[:, :1]).squeeze(-1) - self.gamma * others
         pull = p_top * log_pair_q[:, 1:].exp()
         grad = log_others_q.exp_().mul_(weight * (pull + self.gamma))
-        grad.sub_(others_p, alpha=weight * self.gamma)
+        grad = torch.sub(grad, others_p, alpha=weight * self.gamma, out=student_logits)
         return loss, grad.scatter_(-1, top, -weight * pull)
 
     def _of_teacher(self, logits_NV: Tensor) -> tuple[Tensor, Tensor, Tensor]:

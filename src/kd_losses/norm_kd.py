@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from kd_losses.distribution import log_softmax_, log_softmax_backward_
+from kd_losses.distribution import log_softmax_backward_
 from kd_losses.forward_kl import kl, kl_and_slope
 from kd_losses.normalized import NormalizedLoss
 
@@ -34,6 +34,6 @@ class NormKDLoss(NormalizedLoss):
         self, student_NV: Tensor, teacher_NV: Tensor, labels: Tensor, weight: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return KL(p‖q) and its weighted gradient, q − p."""
-        log_p, log_q = log_softmax_(teacher_NV), student_NV.log_softmax(-1)
+        log_p, log_q = teacher_NV.log_softmax(-1), student_NV.log_softmax(-1)
         loss, slope = kl_and_slope(log_p, log_q, weight)
-        return loss, log_softmax_backward_(slope, log_q)
+        return loss, log_softmax_backward_(slope, log_q, out=teacher_NV)

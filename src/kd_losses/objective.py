@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kd_losses.base import KDLoss
-from kd_losses.distribution import DistributionLoss, log_softmax_, log_softmax_backward_
+from kd_losses.distribution import DistributionLoss, log_softmax_backward_
 from kd_losses.target import at_target
 
 
@@ -48,11 +48,11 @@ class Objective:
             and kd_loss.uses_plain_log_probs
         ):
             # Both are functions of the same log q, so one softmax and its backward serve both.
-            log_p, log_q = log_softmax_(teacher_RV), log_softmax_(student_RV)
+            log_p, log_q = teacher_RV.log_softmax(-1), student_RV.log_softmax(-1)
             ce = _nll(log_q, labels)
             loss, slope = kd_loss.divergence_and_slope(log_p, log_q, self.kd_weight)
             _add_at_labels_(slope, labels, -self.ce_weight)
-            return ce, loss.sum(), log_softmax_backward_(slope, log_q)
+            return ce, loss.sum(), log_softmax_backward_(slope, log_q, out=student_RV)
 
         ce = kd = student_RV.new_zeros(())
         q = None

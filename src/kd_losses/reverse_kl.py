@@ -1,6 +1,5 @@
 """Reverse Kullback-Leibler divergence."""
 
-import torch
 from torch import Tensor
 
 from kd_losses.distribution import DistributionLoss
@@ -20,5 +19,5 @@ class ReverseKLLoss(DistributionLoss):
         self, log_p: Tensor, log_q: Tensor, weight: float | Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return KL(q‖p) and its slope q·log(q/p)."""
-        slope = log_q.exp().mul_(torch.sub(log_q, log_p, out=log_p))
-        return slope.sum(-1), slope.mul_(weight)
+        minus_slope = log_q.exp().mul_(log_p.sub_(log_q))
+        return -minus_slope.sum(-1), minus_slope.mul_(-weight)

@@ -21,11 +21,11 @@ def decouple(logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def decouple_(logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the same as `decouple`, the second in the logits' memory."""
+    """Return the same as `decouple`; overwrites the logits."""
     at = at_target(logits_NV, target_N)
     others = logits_NV.scatter_(-1, target_N.unsqueeze(-1), EXCLUDED)
     top = others.amax(-1)
-    return _decoupled(at, top, torch.log_softmax(others, dim=-1, out=others))
+    return _decoupled(at, top, others.log_softmax(-1))
 
 
 def _decoupled(at: Tensor, top: Tensor, log_others_NV: Tensor) -> tuple[Tensor, Tensor]:
