@@ -1,18 +1,16 @@
-"""Prompts and completions from local JSON files."""
+"""Prompts and completions from local files."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from datasets import Dataset as Table
-from datasets import Value, load_dataset
-from datasets.exceptions import DatasetGenerationError
 from torch.utils.data import Dataset
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 from torchtune.datasets import PackedDataset
 from torchtune.modules.transforms.tokenizers import ModelTokenizer
 
 from kd_data.packing import pack
+from kd_data.tables import read_texts
 
 
 def prompt_completion_dataset(
@@ -30,7 +28,8 @@ def prompt_completion_dataset(
 
     Args:
         tokenizer: torchtune tokenizer.
-        data_files: One or more local JSON or JSON Lines files.
+        data_files: One or more local files of one format, which their ending says: CSV, TSV, JSON,
+            JSON Lines or Parquet. See ``read_texts``.
         prompt_column: Column of the prompt.
         completion_column: Column of the completion.
         train_on_prompt: Whether the prompt's tokens are labels too.
@@ -42,11 +41,11 @@ def prompt_completion_dataset(
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If a file is no JSON, a column is missing or not text, there are no rows, or
+        ValueError: If a file cannot be read, a column is missing or not text, there are no rows, or
             ``packed`` lacks a ``max_seq_len``.
     """
     files = [data_files] if isinstance(data_files, str | Path) else list(data_files)
-    table = _read_texts(files, split, (prompt_column, completion_column))
+    table = read_texts(files, split, (prompt_column, completion_column))
     dataset = PromptCompletionDataset(
         tokenizer, table, prompt_column, completion_column, train_on_prompt
     )
@@ -95,23 +94,3 @@ class PromptCompletionDataset(Dataset):
         # Too long: the prompt's beginning goes, as in lm_eval, because the labels are at the end.
         keep = -(self._tokenizer.max_seq_len or 0)
         return {"tokens": tokens[keep:], "labels": labels[keep:]}
-
-
-def _read_texts(files: Sequence[str | Path], split: str, columns: Sequence[str]) -> Table:
-    names = ", ".join(map(str, files))
-    for file in files:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"no such file: {file}")
-        if Path(file).stat().st_size == 0:
-            raise ValueError(f"{file} is empty")
-    try:
-        table = load_dataset("json", data_files=[str(file) for file in files], split=split)
-    except (DatasetGenerationError, ValueError) as error:
-        raise ValueError(f"{names}: cannot read rows: {error.__cause__ or error}") from error
-    for column in columns:
-        if column not in table.column_names:
-            has = ", ".join(table.column_names)
-            raise ValueError(f"{names}: no column {column!r} among {has}")
-        if table.features[column] != Value("string") or table.data.column(column).null_count:
-            raise ValueError(f"{names}: column {column!r} holds something else than text")
-    return table
