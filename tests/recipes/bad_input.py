@@ -63,6 +63,18 @@ def lines(*values):
     return "\n".join(json.dumps({"text": value}) for value in values) + "\n"
 
 
+def prompts(name, content):
+    """A file as the dataset of prompts and completions."""
+
+    def make(tmp, _):
+        path = tmp / name
+        path.write_text(content)
+        component = "kd_data.prompt_completion_dataset"
+        return [f"dataset={{_component_: {component}, data_files: {path}}}"]
+
+    return make
+
+
 IDENTITY = "_component_=torch.nn.Identity"
 CROSS_ENTROPY = "torchtune.modules.loss.CEWithChunkedOutputLoss"
 WEIGHTS = "model.safetensors"
@@ -130,6 +142,12 @@ VALUES = {
     "infinite weight": (["loss_scaling.manual_scales.kd=inf"], ["manual_scales.kd", "finite"]),
     "negative share": (["loss_scaling.dynamic.shares.ce=-1"], ["shares.ce", "at least 0"]),
     "memory without end": (["loss_scaling.dynamic.ema=1"], ["ema", "0 <= ema < 1"]),
+    "bound below the shares": (
+        ["loss_scaling.dynamic.max_weight=0.5"],
+        ["dynamic.max_weight", "0.5", "at least 1"],
+    ),
+    "no bound": (["loss_scaling.dynamic.max_weight=inf"], ["dynamic.max_weight", "finite"]),
+    "bound null": (["loss_scaling.dynamic.max_weight=null"], ["dynamic.max_weight"]),
     "every weight 0": (
         [f"loss_scaling.manual_scales.{part}=0" for part in ("ce", "kd", "ir")],
         ["loss_scaling", "weight 0"],
@@ -243,6 +261,20 @@ DATA = {
         with_text("d.jsonl", lines(1, 2, 3, 4), "dataset.data_files"),
         ["dataset: sample 0", "str"],
     ),
+    "table of an unknown format": (prompts("d.xlsx", "PK"), ["dataset", "d.xlsx", ".csv, .tsv"]),
+    "table without the column": (
+        prompts("d.csv", "prompt,answer\na,b\n"),
+        ["dataset", "d.csv", "'completion'", "prompt, answer"],
+    ),
+    "table with a comma too many": (
+        prompts("d.csv", "prompt,completion\na,b\na,b,c\n"),
+        ["dataset", "d.csv", "line 3"],
+    ),
+    "table with an empty field": (
+        prompts("d.csv", "prompt,completion\na,\n"),
+        ["dataset", "d.csv", "'completion'", "row 1"],
+    ),
+    "table that is no Parquet": (prompts("d.parquet", "text"), ["dataset", "d.parquet", "rows"]),
     "all labels masked": (
         lambda tmp, _: [f"dataset.data_files={tiny.save_texts(tmp / 'one.jsonl', ['', ''])}"],
         ["dataset", "label"],
