@@ -7,6 +7,8 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
+from hf_models.missing import missing
+
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
 _SIZES = (
     "num_hidden_layers",
@@ -43,7 +45,7 @@ def read_raw_config(checkpoint_dir: str | Path) -> dict[str, Any]:
     """
     folder = Path(checkpoint_dir)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such model directory")
+        raise FileNotFoundError(missing(folder, "model directory"))
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; a Hugging Face model directory has one")

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from hf_models.missing import missing
+
 _log = logging.getLogger(__name__)
 
 _VOCABULARY_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -33,7 +35,7 @@ def load_tokenizer(checkpoint_dir: str | Path) -> Any:
         ValueError: If they cannot be read; the message names the directory.
     """
     if not Path(checkpoint_dir).is_dir():
-        raise FileNotFoundError(f"no such directory: {checkpoint_dir}")
+        raise FileNotFoundError(missing(checkpoint_dir, "model directory"))
     if not has_tokenizer(checkpoint_dir):
         raise FileNotFoundError(
             f"{checkpoint_dir} has no tokenizer files (any of {', '.join(_VOCABULARY_FILES)})"

@@ -10,6 +10,8 @@ from datasets import Dataset as Table
 from datasets import Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from hf_models.missing import missing
+
 # Ending -> datasets' reader and its options.
 _READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", {"sep": ","}),
@@ -43,7 +45,7 @@ def read_texts(files: Sequence[str | Path], split: str, columns: Sequence[str]) 
     reader, options = _reader(paths)
     for path in paths:
         if not path.is_file():
-            raise FileNotFoundError(f"no such file: {path}")
+            raise FileNotFoundError(missing(path, "file"))
         if path.stat().st_size == 0:
             raise ValueError(f"{path} is empty")
     try:

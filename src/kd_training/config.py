@@ -4,6 +4,7 @@ import difflib
 import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -11,7 +12,8 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 from torchtune.config import instantiate
 from torchtune.config._utils import _get_component_from_path
 
-from kd_training.dataset_nodes import check_dataset_node
+from hf_models.missing import missing
+from kd_training.dataset_nodes import FILE_READERS, check_dataset_node
 from kd_training.kinds import check_class, check_value
 from kd_training.schema import RunConfig
 from kd_training.values import check_sections, check_values, keys_of
@@ -81,7 +83,8 @@ def component(node: Any, key: str, *args: Any, **kwargs: Any) -> Any:
     try:
         return instantiate(node, *args, **kwargs)
     except Exception as err:  # any component may be named, so it may raise anything
-        raise ValueError(f"config: {key}{_source(node, str(err))}: {reason(err)}") from err
+        why = reason(err)
+        raise ValueError(f"config: {key}{_source(node, why)}: {_missing(node) or why}") from err
 
 
 def reason(err: BaseException) -> str:
@@ -91,6 +94,19 @@ def reason(err: BaseException) -> str:
         err = cause
     root = " ".join(str(err).split())
     return text if root in text else f"{text}: {root}"
+
+
+def _missing(node: Any) -> str | None:
+    """That a data file is not there, in words that tell what to do; None if it is not that."""
+    if not isinstance(node, DictConfig) or node.get("source", "json") not in FILE_READERS:
+        return None
+    files = node.get("data_files")
+    for file in files if isinstance(files, ListConfig) else [files]:
+        # A pattern or an address is nothing to look for here.
+        local = isinstance(file, str) and not any(mark in file for mark in ("://", "*", "?", "["))
+        if local and not Path(file).exists():
+            return missing(file, "file")
+    return None
 
 
 def _source(node: Any, known: str) -> str:
@@ -154,6 +170,11 @@ def check_component(key: str, node: DictConfig) -> None:
             raise ValueError(
                 f"config: {key}.{name} is no argument of {path}{_nearest(name, parameters)}"
             )
+
+
+def takes(node: DictConfig, argument: str) -> bool:
+    """Whether the component that ``node`` names has an argument of this name."""
+    return argument in _parameters(_get_component_from_path(node["_component_"]))
 
 
 def _parameters(named: Any) -> Mapping[str, inspect.Parameter]:

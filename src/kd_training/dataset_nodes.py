@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 
-_FILE_READERS = ("json", "csv", "text", "parquet", "arrow")
+FILE_READERS = ("json", "csv", "text", "parquet", "arrow")
 
 
 def nodes_of(value: DictConfig | ListConfig | None) -> list[Any]:
@@ -38,5 +38,5 @@ def check_dataset_node(key: str, node: DictConfig) -> None:
         if isinstance(path, str) and Path(path).is_dir():
             raise ValueError(f"config: {key}.data_files: {path} is a directory; name the files")
     # Without files these readers take whatever lies below the current folder.
-    if node.get("source") in _FILE_READERS and not (files or node.get("data_dir")):
+    if node.get("source") in FILE_READERS and not (files or node.get("data_dir")):
         raise ValueError(f"config: {key}.data_files must be set for source: {node.source}")

@@ -1,5 +1,6 @@
 """A person's mistake ends in one line, not in a traceback."""
 
+import difflib
 import gc
 import os
 import signal
@@ -7,6 +8,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
@@ -54,6 +56,8 @@ def _check_arguments(arguments: list[str]) -> None:
     for flag, path in pairwise(arguments):
         if flag != "--config":
             continue
+        if not Path(path).exists() or Path(path).is_dir():
+            raise FileNotFoundError(_no_config(Path(path)))
         try:
             content = OmegaConf.load(path)
         except (YAMLError, UnicodeDecodeError) as err:
@@ -63,6 +67,21 @@ def _check_arguments(arguments: list[str]) -> None:
         for override in arguments:
             if "=" in override and not override.startswith(("-", "~")):
                 _check_override(content, override)
+
+
+def _no_config(path: Path) -> str:
+    """That there is no such config, where it was looked for, and what may have been meant."""
+    if path.is_dir():
+        names = ", ".join(sorted(map(str, path.glob("*.y*ml")))) or "there are none"
+        return f"--config {path}: a directory; name one of the YAML files in it: {names}"
+    places = (path.parent, Path(), Path("configs"))
+    by_name = {file.stem: str(file) for place in places for file in place.glob("*.y*ml")}
+    near = difflib.get_close_matches(path.stem, by_name, n=3, cutoff=0.5)
+    remedy = "check the path, or start from the folder that it belongs to"
+    if near:
+        remedy = f"did you mean {' or '.join(by_name[name] for name in near)}?"
+    where = "" if path.is_absolute() else f" in {Path.cwd()}"
+    return f"--config {path}: no such file{where}; {remedy}"
 
 
 def _check_override(content: DictConfig, override: str) -> None:

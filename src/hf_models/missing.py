@@ -1,0 +1,22 @@
+"""What to say about a directory or file that is not there."""
+
+from pathlib import Path
+
+# What the quickstart's directories are made by. {} is the directory.
+_MADE_BY = {
+    "SmolLM2-135M-Instruct": "python -m hf_models.embedded --output {}",
+    "smollm2-15-layers": "tune run kd_init_student --config configs/init_student.yaml",
+    "reference_manual": "python -m kd_data.reference_manual --output {}",
+}
+
+
+def missing(path: str | Path, kind: str) -> str:
+    """One line: that there is no such ``kind``, where it was looked for, and what to do."""
+    path = Path(path)
+    where = "" if path.is_absolute() else f" in {Path.cwd()}"
+    for folder in (path, *path.parents):
+        if folder.name in _MADE_BY:
+            command = _MADE_BY[folder.name].format(folder)
+            return f"{path}: no such {kind}{where}; make it by `{command}` or `make quickstart`"
+    remedy = "check the path" + (where and ", or start from the folder that it belongs to")
+    return f"{path}: no such {kind}{where}; {remedy}"
