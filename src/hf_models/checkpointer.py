@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torchtune.training import ADAPTER_CONFIG, ADAPTER_KEY, MODEL_KEY
 
-from hf_models.directories import atomic_directory
+from hf_models.directories import atomic_directory, copy_tokenizer
 from hf_models.export import check_shard_size, write_adapter, write_model
 from hf_models.names import hf_name, tune_name
 from hf_models.weights import find_tensors, read_tensors
@@ -31,6 +31,11 @@ class HFCheckpointer:
         resume_from_checkpoint: See ``adapter_checkpoint``.
         should_load_recipe_state: See ``adapter_checkpoint``.
         max_shard_size: Larger models are saved in files of at most this size.
+
+    Attributes:
+        tokenizer_dir: Directory of the tokenizer that is saved beside the weights: that of
+            ``checkpoint_dir``, until whoever trains with another one sets it.
+        base_dir: The directory that a saved adapter names as its base; None for none.
 
     Raises:
         ValueError: If asked to restore the state of a recipe, or ``max_shard_size`` is no size.
@@ -56,7 +61,8 @@ class HFCheckpointer:
             or should_load_recipe_state
         ):
             raise ValueError("HFCheckpointer: restores weights only, not the state of a recipe")
-        self.checkpoint_dir = Path(checkpoint_dir)
+        self.checkpoint_dir = self.tokenizer_dir = Path(checkpoint_dir)
+        self.base_dir: Path | None = self.checkpoint_dir
         self.checkpoint_files = None if checkpoint_files is None else list(checkpoint_files)
         self.output_dir = None if output_dir is None else Path(output_dir)
         check_shard_size(max_shard_size)
@@ -94,7 +100,8 @@ class HFCheckpointer:
         """Writes ``output_dir/epoch_{epoch}``, which is afterwards complete or as it was before.
 
         The merged model lies in that directory and the adapter, if any, in ``adapter/`` below it:
-        next to merged weights transformers would apply it a second time.
+        next to merged weights transformers would apply it a second time. The tokenizer lies beside
+        the merged model, or beside the adapter where that is alone.
 
         Args:
             state_dict: The model under ``MODEL_KEY``; with LoRA also ``ADAPTER_KEY`` (its
@@ -118,11 +125,14 @@ class HFCheckpointer:
             if not adapter:
                 raise ValueError("HFCheckpointer: there is no adapter to save")
             with atomic_directory(target / "adapter") as folder:
-                write_adapter(adapter, state_dict[ADAPTER_CONFIG], self.checkpoint_dir, folder)
+                write_adapter(adapter, state_dict[ADAPTER_CONFIG], self.base_dir, folder)
+                copy_tokenizer(self.tokenizer_dir, folder)
             return
         model = {hf_name(name): tensor for name, tensor in state_dict[MODEL_KEY].items()}
         with atomic_directory(target) as folder:
-            write_model(model, self.checkpoint_dir, folder, {}, self.max_shard_size)
+            write_model(
+                model, self.checkpoint_dir, folder, {}, self.max_shard_size, self.tokenizer_dir
+            )
             if adapter:
                 config = state_dict[ADAPTER_CONFIG]
-                write_adapter(adapter, config, self.checkpoint_dir, folder / "adapter")
+                write_adapter(adapter, config, self.base_dir, folder / "adapter")

@@ -1,15 +1,17 @@
 """Directories that are complete or absent."""
 
+import json
 import os
 import shutil
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-# What belongs to a model besides its config and weights.
-_COMPANIONS = (
-    "generation_config.json",
+# What belongs to a model besides its config, weights and tokenizer.
+_COMPANIONS = ("generation_config.json", "LICENSE*", "NOTICE*")
+_TOKENIZER_FILES = (
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -17,9 +19,9 @@ _COMPANIONS = (
     "merges.txt",
     "chat_template*",
     "additional_chat_templates",
-    "LICENSE*",
-    "NOTICE*",
 )
+# Some versions of transformers write into these where a directory was.
+_SETTINGS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def partial_path(target: str | Path) -> Path:
@@ -93,8 +95,45 @@ def atomic_directory(target: str | Path) -> Iterator[Path]:
 
 
 def copy_companions(source: str | Path, target: Path) -> None:
-    """Copies tokenizer files, generation config and licence from one model directory to another."""
-    for pattern in _COMPANIONS:
+    """Copies generation config and licence from one model directory to another."""
+    _copy(source, target, _COMPANIONS)
+
+
+def copy_tokenizer(source: str | Path, target: Path) -> None:
+    """Copies a tokenizer's files, chat templates included, from one directory to another."""
+    _copy(source, target, _TOKENIZER_FILES)
+
+
+def portable_path(path: str | Path) -> str | None:
+    """``path`` as another machine may read it: below the current folder; None if it is not."""
+    path, here = Path(path), Path.cwd()
+    if not path.is_absolute():
+        return str(path)
+    return str(path.relative_to(here)) if path.is_relative_to(here) else None
+
+
+def without_machine_paths(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a JSON file without those that are absolute paths."""
+    return {key: value for key, value in settings.items() if not _is_machine_path(key, value)}
+
+
+def _is_machine_path(key: str, value: Any) -> bool:
+    # A token may be a slash.
+    return isinstance(value, str) and value.startswith("/") and not key.endswith("_token")
+
+
+def _copy(source: str | Path, target: Path, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
         for path in Path(source).glob(pattern):
-            copy = shutil.copytree if path.is_dir() else shutil.copyfile
+            copy = shutil.copytree if path.is_dir() else _copy_file
             copy(path, target / path.name)
+
+
+def _copy_file(path: Path, target: Path) -> None:
+    shutil.copyfile(path, target)
+    if path.name not in _SETTINGS:
+        return
+    with suppress(ValueError):  # no JSON: whoever reads it will say so
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(settings, dict) and (kept := without_machine_paths(settings)) != settings:
+            target.write_text(json.dumps(kept, indent=2, ensure_ascii=False), encoding="utf-8")

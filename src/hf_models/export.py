@@ -12,7 +12,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from hf_models.config import parse_config, read_raw_config
-from hf_models.directories import atomic_directory, copy_companions
+from hf_models.directories import (
+    atomic_directory,
+    copy_companions,
+    copy_tokenizer,
+    portable_path,
+    without_machine_paths,
+)
 from hf_models.names import hf_module_name, hf_name, peft_name
 from hf_models.weights import INDEX_FILE, TensorInfo, check_tensors
 
@@ -51,14 +57,17 @@ def write_model(
     folder: Path,
     config_overrides: Mapping[str, Any],
     max_shard_size: int | str,
+    tokenizer_dir: str | Path | None = None,
 ) -> None:
     """Writes weights (under transformers' names), config and companions into ``folder``.
+
+    The tokenizer is that of ``tokenizer_dir``, by default that of ``config_source_dir``.
 
     Raises:
         ValueError: If the weights are not exactly those that the config asks for.
         OSError: If a file cannot be written.
     """
-    raw = {**read_raw_config(config_source_dir), **config_overrides}
+    raw = without_machine_paths({**read_raw_config(config_source_dir), **config_overrides})
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
     # Older readers know torch_dtype only, so a config that has it keeps it.
     for key in {"dtype", "torch_dtype"} & raw.keys() or {"dtype"}:
@@ -67,19 +76,22 @@ def write_model(
     infos = {name: TensorInfo(folder, tuple(t.shape)) for name, t in tensors.items()}
     check_tensors(infos, config, "weights to save")
     copy_companions(config_source_dir, folder)
+    copy_tokenizer(tokenizer_dir or config_source_dir, folder)
     _write_json(folder / "config.json", raw)
     _write_shards(tensors, folder, max_shard_size)
 
 
 def write_adapter(
-    adapter: Tensors, adapter_config: Mapping[str, Any], base_dir: str | Path, folder: Path
+    adapter: Tensors, adapter_config: Mapping[str, Any], base_dir: str | Path | None, folder: Path
 ) -> None:
     """Writes a LoRA adapter in PEFT's format into ``folder``.
+
+    It names its base relative to the current folder, or, where that lies elsewhere, not at all.
 
     Args:
         adapter: LoRA matrices under torchtune's names.
         adapter_config: At least ``r``, ``lora_alpha`` and ``target_modules`` (torchtune's names).
-        base_dir: Directory of the model that the adapter belongs to.
+        base_dir: Directory of the model that the adapter belongs to; None leaves it unnamed.
         folder: Directory to write into.
 
     Raises:
@@ -87,7 +99,8 @@ def write_adapter(
     """
     defaults = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none"}
     targets = [hf_module_name(name) for name in adapter_config["target_modules"]]
-    base = {"target_modules": targets, "base_model_name_or_path": str(base_dir)}
+    named = None if base_dir is None else portable_path(base_dir)
+    base = {"target_modules": targets, "base_model_name_or_path": named}
     folder.mkdir(parents=True, exist_ok=True)
     _write_json(folder / "adapter_config.json", {**defaults, **adapter_config, **base})
     tensors = {peft_name(name): tensor for name, tensor in adapter.items()}

@@ -131,8 +131,27 @@ def test_merged_and_adapter_equal_the_live_model(
     assert not list(saved.glob("adapter*.*"))
     adapted = PeftModel.from_pretrained(from_transformers(directory), saved / "adapter").eval()
     torch.testing.assert_close(adapted(tokens).logits, logits, **close)
+
+
+@pytest.mark.parametrize(
+    ("here", "given", "named"),
+    [
+        (".", "{directory}", "{name}"),
+        ("elsewhere", "{directory}", None),
+        ("elsewhere", "../{name}", "../{name}"),
+    ],
+)
+def test_the_adapters_base_is_relative_or_unnamed(
+    make_hf, load, save, monkeypatch, here, given, named
+):
+    directory, _ = make_hf("llama")
+    model = load(lora_decoder, directory, ["q_proj"])
+    (directory.parent / "elsewhere").mkdir()
+    monkeypatch.chdir(directory.parent / here)
+    words = {"directory": directory, "name": directory.name}
+    saved = save(given.format(**words), model)
     config = json.loads((saved / "adapter" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == str(directory)
+    assert config["base_model_name_or_path"] == (named and named.format(**words))
 
 
 def test_adapter_only(make_hf, load, randomize_lora, tmp_path):
@@ -146,6 +165,25 @@ def test_adapter_only(make_hf, load, randomize_lora, tmp_path):
     assert files == {"adapter_config.json", "adapter_model.safetensors"}
     with pytest.raises(ValueError, match="no adapter"):
         checkpointer.save_checkpoint({MODEL_KEY: {}}, epoch=3, adapter_only=True)
+
+
+@pytest.mark.parametrize("path", ["/srv/models/x", "/model"])
+def test_settings_that_are_absolute_paths_are_left_out(make_hf, load, save, path):
+    directory, _ = make_hf("llama")
+    settings = {"name_or_path": path, "tokenizer_file": path, "unk_token": "/", "pad_token": "</s>",
+                "auto": {"name": "org/model"}, "source": "org/model"}  # fmt: skip
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        (directory / name).write_text(json.dumps(settings))
+    (directory / "generation_config.json").write_text('{"_from_model_config": true,  "top_k": 5}')
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps(config | {"_name_or_path": path}))
+    saved = save(directory, load(decoder, directory))
+    kept = {key: value for key, value in settings.items() if value != path}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        assert json.loads((saved / name).read_text()) == kept
+    assert "_name_or_path" not in json.loads((saved / "config.json").read_text())
+    same = [(folder / "generation_config.json").read_bytes() for folder in (directory, saved)]
+    assert same[0] == same[1], "a file without paths is copied as it is"
 
 
 def test_dirname_names_the_directory(make_hf, load, tmp_path):
