@@ -1,19 +1,16 @@
 """The model card of a distilled student: a README.md that the Hugging Face Hub understands."""
 
 import json
-import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from kd_analysis.eval_results import markdown_table
+from kd_analysis.public_config import environment_unresolved, public_config
 from kd_analysis.wording import component_text, mapping_text, model_directory
-
-_SECRET = re.compile(r"(.*_)?(token|api_key|password|secret)")
 
 
 def write_model_card(
@@ -25,8 +22,8 @@ def write_model_card(
     """Write ``README.md`` into the directory of an exported student.
 
     The card names only what the config says: a directory by its last part, the config as it is
-    written. Interpolations stay unresolved there and values of keys such as ``token`` are left out,
-    because the card is what gets uploaded.
+    written. What comes from the environment stays unresolved, values of keys such as ``token`` and
+    absolute paths are left out, because the card is what gets uploaded.
 
     Args:
         directory: The student's directory, such as ``out/run/epoch_0``.
@@ -41,10 +38,20 @@ def write_model_card(
     Raises:
         OSError: If it cannot be written.
     """
-    directory = Path(directory)
-    cfg = OmegaConf.create(_public(OmegaConf.to_container(cfg, resolve=False)))
+    path = Path(directory) / "README.md"
+    with environment_unresolved():
+        ModelCard(_text(path.parent, public_config(cfg), metrics, pairs)).save(path)
+    return path
+
+
+def _text(
+    directory: Path,
+    cfg: DictConfig,
+    metrics: Mapping[str, float],
+    pairs: Sequence[tuple[int, int]] | None,
+) -> str:
     directories = model_directory(cfg), model_directory(cfg, "teacher_")
-    base, teacher = (path and Path(path).name for path in directories)
+    base, teacher = (path and _name(path) for path in directories)
     if all(metrics.get(f"weight/{part}") == 0 for part in ("kd", "ir")):
         teacher = None  # it was not even loaded
     data = ModelCardData(
@@ -55,7 +62,7 @@ def write_model_card(
         tags=["knowledge-distillation", "torchtune"],
     )
     sections = [
-        f"# {Path(cfg.output_dir).name}",
+        f"# {_name(cfg.output_dir)}",
         _summary(cfg, base, teacher, metrics),
         _loading(cfg, directory),
         _objective(cfg, metrics),
@@ -63,10 +70,13 @@ def write_model_card(
         _data(cfg),
         _config(cfg),
     ]
-    card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n")
-    path = directory / "README.md"
-    card.save(path)
-    return path
+    return f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _name(path: str) -> str:
+    """The last part of a path; all of it where that is part of an interpolation."""
+    name = Path(path).name
+    return path if "}" in name or "${" in name else name
 
 
 def _summary(
@@ -98,19 +108,33 @@ model = transformers.AutoModelForCausalLM.from_pretrained({json.dumps(where)})
 ```bash
 lm_eval --model hf --model_args pretrained={quoted} --tasks hellaswag
 vllm serve {quoted}
-hf upload {shlex.quote("your-name/" + Path(cfg.output_dir).name)} {quoted}
+hf upload {shlex.quote("your-name/" + _name(cfg.output_dir))} {quoted}
 ```
 
 The last line uploads it. Before that, replace `base_model` at the top, which is a directory's
-name here, by the model's id on the Hub."""
+name here, by the model's id on the Hub.{_adapter(cfg, directory)}"""
 
 
 def _location(cfg: DictConfig, directory: Path) -> str:
     """The directory below ``output_dir`` as it is written, whatever absolute path it has here."""
-    written = OmegaConf.to_container(cfg, resolve=False)
-    assert isinstance(written, dict)
-    parent = str(written["output_dir"])
+    parent = str(cfg.output_dir)
     return directory.name if "${" in parent else str(Path(parent) / directory.name)
+
+
+def _adapter(cfg: DictConfig, directory: Path) -> str:
+    """How to load the adapter that lies beside the merged weights; "" without one."""
+    base = model_directory(cfg)
+    if base is None or not (directory / "adapter").is_dir():
+        return ""
+    adapter = f"{_location(cfg, directory)}/adapter"
+    return f"""
+
+`adapter/` is the change alone, for the student as it was before:
+
+```python
+base = transformers.AutoModelForCausalLM.from_pretrained({json.dumps(base)})
+model = peft.PeftModel.from_pretrained(base, {json.dumps(adapter)})
+```"""
 
 
 def _objective(cfg: DictConfig, metrics: Mapping[str, float]) -> str:
@@ -164,15 +188,3 @@ def _config(cfg: DictConfig) -> str:
         "<details>\n<summary>The config that made it</summary>\n\n"
         f"```yaml\n{OmegaConf.to_yaml(cfg)}```\n\n</details>"
     )
-
-
-def _public(node: Any) -> Any:
-    """The node without the values of keys such as ``token``."""
-    if isinstance(node, list):
-        return [_public(value) for value in node]
-    if not isinstance(node, dict):
-        return node
-    return {
-        key: "removed" if value and _SECRET.fullmatch(str(key)) else _public(value)
-        for key, value in node.items()
-    }

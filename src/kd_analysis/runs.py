@@ -131,8 +131,9 @@ def _runs(root: Path) -> Iterator[tuple[DictConfig, list[Path]]]:
             continue
         try:
             cfg = OmegaConf.load(path)
+            OmegaConf.resolve(cfg)
         except (OmegaConfBaseException, YAMLError) as err:
-            raise ValueError(f"{path}: not a config: {' '.join(str(err).split())}") from err
+            raise ValueError(f"{path}: cannot be read: {' '.join(str(err).split())}") from err
         if isinstance(cfg, DictConfig):
             yield cfg, checkpoints
 

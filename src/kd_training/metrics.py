@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig
 from torchtune.training.metric_logging import DiskLogger, StdoutLogger, TensorBoardLogger
 from tqdm import tqdm
 
+from kd_analysis.public_config import log_config
 from kd_training.config import component
 
 METRICS_FILE = Path("logs") / "metrics.jsonl"
@@ -49,7 +50,7 @@ class Metrics:
         self._loggers = [component(node, "metric_logger") for node in nodes if node is not None]
         for logger in self._loggers:
             if not isinstance(logger, _LOCAL_LOGGERS):
-                logger.log_config(cfg)
+                log_config(logger, cfg)
         path = output_dir / METRICS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_after(path, first_step)

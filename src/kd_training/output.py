@@ -42,7 +42,8 @@ def nearest_existing(path: Path) -> Path:
 def start_output(cfg: DictConfig, output_dir: Path, resumed: bool) -> Path | None:
     """Make the directory and its config.yaml; an earlier run's files move to ``previous/<n>``.
 
-    A resumed run goes on among its own files.
+    The config is kept as it is written: nothing of the environment is in it. A resumed run goes on
+    among its own files.
 
     Returns:
         Where the earlier run's files are now; None if there were none.
@@ -58,7 +59,7 @@ def start_output(cfg: DictConfig, output_dir: Path, resumed: bool) -> Path | Non
             shutil.move(path, previous / path.name)
     # A full disk must not cost a resumed run the config that it goes on with.
     written = output_dir / ".config.yaml.partial"
-    OmegaConf.save(cfg, written, resolve=True)
+    OmegaConf.save(cfg, written)
     written.replace(output_dir / "config.yaml")
     return previous
 

@@ -80,6 +80,42 @@ def test_environment_and_secrets_stay_out(cfg, tmp_path, monkeypatch):
     assert cfg.dataset.token == "hf_abc"
 
 
+def test_what_only_the_environment_knows_is_called_as_it_is_written(cfg, tmp_path, monkeypatch):
+    for name in ("STUDENT", "RUN", "STEPS"):
+        monkeypatch.setenv(name, f"my-{name.lower()}")
+    cfg.checkpointer.checkpoint_dir = "${oc.env:STUDENT}"
+    cfg.output_dir = "out/${name}"
+    cfg.name = "${oc.env:RUN}"
+    cfg.gradient_accumulation_steps = "${oc.env:STEPS}"
+    card = written(tmp_path, cfg, METRICS)
+    assert "my-" not in card.content
+    assert "`${oc.env:STUDENT}`, distilled from the frozen teacher `big-teacher`" in card.text
+    assert "steps of 2 x ${oc.env:STEPS} samples" in card.text
+    assert OmegaConf.select(cfg, "output_dir") == "out/my-run", "the environment is back"
+
+
+def test_absolute_paths_stay_out(cfg, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg.output_dir = str(tmp_path / "out" / "run")
+    cfg.checkpointer.checkpoint_dir = "/srv/me/models/small-student"
+    cfg.dataset.data_files = [f"{tmp_path}/data/a.jsonl", "/srv/me/b.jsonl"]
+    cfg.dataset.filter = "lines of /srv/me/c.jsonl, https://host/srv/me and and/or"
+    cfg.ir_loss.scratch = "${oc.env:SCRATCH,/srv/me/scratch}"
+    (tmp_path / "epoch_0" / "adapter").mkdir(parents=True)
+    card = written(tmp_path / "epoch_0", cfg, METRICS)
+    assert str(tmp_path) not in card.content
+    assert card.content.replace("https://host/srv/me", "").count("/srv") == 0
+    config = config_block(card)
+    assert config["output_dir"] == "out/run"
+    assert config["checkpointer"]["checkpoint_dir"] == "small-student"
+    assert config["dataset"]["data_files"] == ["data/a.jsonl", "b.jsonl"]
+    assert config["dataset"]["filter"] == "lines of c.jsonl, https://host/srv/me and and/or"
+    assert config["ir_loss"]["scratch"] == "${oc.env:SCRATCH,scratch}"
+    assert 'AutoModelForCausalLM.from_pretrained("out/run/epoch_0")' in card.text
+    assert 'AutoModelForCausalLM.from_pretrained("small-student")' in card.text
+    assert 'PeftModel.from_pretrained(base, "out/run/epoch_0/adapter")' in card.text
+
+
 def test_no_teacher_and_no_layers(cfg, tmp_path):
     alone = {"total": 7.0, "ce": 7.0, "weight/ce": 1.0, "weight/kd": 0.0, "weight/ir": 0.0}
     card = written(tmp_path, cfg, alone)
