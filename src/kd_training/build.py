@@ -4,7 +4,6 @@ Decoders are built on the meta device, which costs nothing and tells depth, widt
 that whatever does not fit together is found at once.
 """
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
 from torchtune.modules.loss import CEWithChunkedOutputLoss
 from torchtune.modules.peft import get_adapter_params, set_trainable_params
 
-from hf_models import HFCheckpointer, vocabulary_mismatch
+from hf_models import HFCheckpointer
 from hf_models.quantization import NF4
 from kd_losses import ForwardKLLoss, KDLoss
 from kd_training.config import component
@@ -42,12 +41,18 @@ def build_student(cfg: DictConfig, dtype: torch.dtype) -> Any:
     """The student with its adapter (or, without one, all of its weights) trainable.
 
     Raises:
-        ValueError: If it cannot be built, or its activations cannot be offloaded.
+        ValueError: If it cannot be built, has no adapter although only that is to be saved, or its
+            activations cannot be offloaded.
     """
     student = build_decoder(cfg, "model", dtype)
     adapter = get_adapter_params(student)
     if adapter:
         set_trainable_params(student, adapter)
+    elif cfg.save_adapter_weights_only:
+        raise ValueError(
+            f"config: save_adapter_weights_only is true, but {cfg.model._component_} has no "
+            "adapter; set it to false, or train one with hf_models.lora_decoder"
+        )
     if cfg.compile:
         training.compile_model(student, verbose=False)
     if cfg.enable_activation_checkpointing:
@@ -174,29 +179,6 @@ def ignore_index(cfg: DictConfig) -> int:
     kind = "plain cross-entropy: torchtune.modules.loss.CEWithChunkedOutputLoss or null"
     expect(isinstance(loss, _CROSS_ENTROPIES) and plain, cfg, "loss", kind)
     return loss.ignore_index
-
-
-def check_vocabularies(cfg: DictConfig) -> None:
-    """Refuse a teacher whose token ids mean something else than the student's.
-
-    Raises:
-        ValueError: If the two directories' tokenizers give one id to different tokens.
-    """
-    if cfg.teacher_tokenizer is not None:
-        return
-    directories = [
-        OmegaConf.select(cfg, f"{name}.checkpoint_dir")
-        for name in ("checkpointer", "teacher_checkpointer")
-    ]
-    if not all(isinstance(directory, str) for directory in directories):
-        return  # nothing to compare, or for the checkpointers to refuse
-    mismatch = vocabulary_mismatch(*map(Path, directories))
-    if mismatch:
-        raise ValueError(
-            f"checkpointer and teacher_checkpointer: the vocabularies disagree: {mismatch}; "
-            "student and teacher must share one tokenizer, or teacher_tokenizer must name the "
-            "teacher's and kd_loss kd_losses.ULDLoss"
-        )
 
 
 def count_parameters(*modules: nn.Module | None) -> tuple[int, int]:

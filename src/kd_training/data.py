@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
@@ -18,7 +19,7 @@ from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 from kd_data import collate
 from kd_training.length_groups import LengthGroupedSampler, check_grouping, sample_lengths
 from kd_training.placement import Placement
-from kd_training.samples import Share, build_samples, build_tokenizer
+from kd_training.samples import Share, build_samples
 
 # torchdata's loader announces itself to a counter that torch no longer keeps.
 warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
@@ -68,15 +69,20 @@ class Data:
                 )
 
 
-def build_data(cfg: DictConfig, placement: Placement, seed: int, ignore_index: int) -> Data:
+def build_data(
+    cfg: DictConfig,
+    placement: Placement,
+    seed: int,
+    ignore_index: int,
+    tokenizer: Any,
+    teacher_tokenizer: Any,
+) -> Data:
     """The datasets and loaders of ``cfg``.
 
     Raises:
         ValueError: If a dataset is empty, carries no label, or does not fill one step.
     """
     check_grouping(cfg)
-    tokenizer = build_tokenizer(cfg, "tokenizer")
-    teacher_tokenizer = build_tokenizer(cfg, "teacher_tokenizer")
     to_batch = partial(
         collate,
         pad_id=tokenizer.pad_id,

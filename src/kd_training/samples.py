@@ -46,12 +46,16 @@ def build_samples(
     return TwoTokenizers(dataset, build_dataset(cfg[key], teacher_tokenizer, key, ignore_index))
 
 
-def build_tokenizer(cfg: DictConfig, key: str) -> Any:
-    """The tokenizer ``cfg[key]``; None without one.
+def build_tokenizers(cfg: DictConfig) -> tuple[Any, Any]:
+    """The tokenizer, and that of a teacher with one of its own, else None.
 
     Raises:
-        ValueError: If it cannot pad, or cuts samples to a length that leaves nothing to predict.
+        ValueError: If one cannot pad, or cuts samples to a length that leaves nothing to predict.
     """
+    return _build_tokenizer(cfg, "tokenizer"), _build_tokenizer(cfg, "teacher_tokenizer")
+
+
+def _build_tokenizer(cfg: DictConfig, key: str) -> Any:
     tokenizer = component(cfg[key], key)
     if tokenizer is None:
         return None

@@ -19,6 +19,13 @@ from kd_training.metrics import peak_memory_gib
 from kd_training.placement import Placement
 from kd_training.recipe_state import load_tensors, newest_state
 from kd_training.run_state import Progress, RunState
+from kd_training.same_model import (
+    check_model_configs,
+    check_output,
+    check_tokenizers,
+    prepare_export,
+)
+from kd_training.samples import build_tokenizers
 from kd_training.scaling import DynamicScales
 from kd_training.step import OptimizerStep
 from kd_training.validation import Validator
@@ -38,6 +45,7 @@ class Trainer:
 
     def __init__(self, cfg: DictConfig, placement: Placement) -> None:
         self.cfg = cfg = check_config(cfg)
+        check_output(cfg)
         self.placement = placement
         self.dtype = training.get_dtype(cfg.dtype, device=placement.device)
         self.output_dir = Path(cfg.output_dir)
@@ -54,7 +62,9 @@ class Trainer:
         self.teacher = build.build_teacher(cfg, self.dtype)
         preflight.check_length(cfg, self.student, self.teacher)
         self.quantization = build.build_quantization(cfg)
-        build.check_vocabularies(cfg)
+        check_model_configs(cfg, with_teacher=self.teacher is not None)
+        tokenizers = build_tokenizers(cfg)
+        check_tokenizers(cfg, self.student, self.teacher, *tokenizers)
         ignore_index = build.ignore_index(cfg)
         self.objective = build.build_objective(
             cfg, self.student, self.teacher, placement.device, ignore_index
@@ -65,9 +75,10 @@ class Trainer:
             self.objective.weights, dynamic.ema, dynamic.max_weight
         )
         self.checkpointer = build.build_checkpointer(cfg, "checkpointer")
+        prepare_export(cfg, self.checkpointer)
         if self.teacher is not None:
             self.teacher_checkpointer = build.build_checkpointer(cfg, "teacher_checkpointer")
-        self.data: Data = build_data(cfg, placement, self.seed, ignore_index)
+        self.data: Data = build_data(cfg, placement, self.seed, ignore_index, *tokenizers)
         self.total_steps = cfg.epochs * self.data.steps_per_epoch
         self.validator = None
         if self.data.val_loader is not None:

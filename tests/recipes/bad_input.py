@@ -21,14 +21,14 @@ def with_text(name, content, key="--config"):
     return make
 
 
-def copy_with(role, file, change, keys):
+def copy_with(role, file, change, keys, others=()):
     """A copy of a model's directory with one file changed, given as every one of ``keys``."""
 
     def make(tmp, models):
         directory = tmp / "changed"
         shutil.copytree(models[role], directory)
         change(directory / file)
-        return [f"{key}.checkpoint_dir={directory}" for key in keys]
+        return [*others, *(f"{key}.checkpoint_dir={directory}" for key in keys)]
 
     return make
 
@@ -51,6 +51,30 @@ def swap_two_tokens(path):
     first, second = list(vocabulary)[10:12]
     vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
     path.write_text(json.dumps(content))
+
+
+def add_a_token(path):
+    content = json.loads(path.read_text())
+    token = {"id": 400, "content": "<|far|>", "special": True, "normalized": False}
+    sides = {"single_word": False, "lstrip": False, "rstrip": False}
+    content["added_tokens"].append(token | sides)
+    path.write_text(json.dumps(content))
+
+
+def torchtunes_tokenizer(tmp, models):
+    """torchtune's tokenizer over the models' vocabulary with two ids exchanged."""
+    directory = tmp / "changed"
+    shutil.copytree(models["student"], directory)
+    content = json.loads((directory / "tokenizer.json").read_text())["model"]
+    vocabulary = content["vocab"]
+    for a, b in (("n", "A"), ("a", "b")):
+        vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    (directory / "vocab.json").write_text(json.dumps(vocabulary))
+    merges = "\n".join(" ".join(pair) for pair in content["merges"])
+    (directory / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
+    files = f"path: {directory}/vocab.json, merges_file: {directory}/merges.txt"
+    component = "torchtune.models.qwen2.qwen2_tokenizer"
+    return [f"tokenizer={{_component_: {component}, {files}, max_seq_len: 64}}"]
 
 
 def index_that_leaves_the_directory(path):
@@ -78,9 +102,19 @@ def prompts(name, content):
 IDENTITY = "_component_=torch.nn.Identity"
 CROSS_ENTROPY = "torchtune.modules.loss.CEWithChunkedOutputLoss"
 WEIGHTS = "model.safetensors"
+BOTH_DIRECTORIES = ("model.checkpoint_dir", "checkpointer.checkpoint_dir")
+ROPE = {"rope_type": "default", "rope_theta": 777.0}
+ULD = (
+    "kd_loss={_component_: kd_losses.ULDLoss}",
+    "layer_mapping=none",
+    "teacher_tokenizer={_component_: hf_models.tokenizer, max_seq_len: 64}",
+)
 CONFIG_FILE = {
-    "missing config": (["--config", "no.yaml"], ["no.yaml"]),
-    "folder as config": (lambda tmp, _: ["--config", str(tmp)], ["directory"]),
+    "missing config": (["--config", "no.yaml"], ["--config no.yaml", "no such file in /"]),
+    "folder as config": (
+        lambda tmp, _: ["--config", str(tmp)],
+        ["a directory", "YAML files", "run.yaml"],
+    ),
     "YAML with an open bracket": (with_text("c.yaml", "model: [1,"), ["c.yaml", "line 2"]),
     "YAML with a tab": (with_text("c.yaml", "a:\n\t- b"), ["c.yaml", "line 2"]),
     "YAML list": (with_text("c.yaml", "- 1\n- 2"), ["c.yaml", "keys and values"]),
@@ -246,7 +280,10 @@ COMPONENTS = {
     "profiler that is none": ([f"profiler.{IDENTITY}"], ["profiler", "setup_torch_profiler"]),
 }
 DATA = {
-    "missing dataset": (["dataset.data_files=/no/such.jsonl"], ["dataset", "/no/such.jsonl"]),
+    "missing dataset": (
+        ["dataset.data_files=/no/such.jsonl"],
+        ["dataset: /no/such.jsonl: no such file"],
+    ),
     "empty dataset": (with_text("d.jsonl", "", "dataset.data_files"), ["dataset", "d.jsonl"]),
     "no JSON": (with_text("d.jsonl", "{no", "dataset.data_files"), ["dataset", "d.jsonl"]),
     "true as dataset": (["dataset.data_files=true"], ["dataset.data_files", "True", "a path"]),
@@ -289,7 +326,7 @@ DATA = {
             "dataset_val={_component_: torchtune.datasets.text_completion_dataset, source: json,"
             " data_files: /no/such.jsonl, split: train}"
         ],
-        ["dataset_val", "/no/such.jsonl"],
+        ["dataset_val: /no/such.jsonl: no such file"],
     ),
     "mixture of no files": (
         [
@@ -361,11 +398,43 @@ MODELS = {
     ),
     "weights of another model": (
         lambda _, models: [f"checkpointer.checkpoint_dir={models['teacher']}"],
-        ["layers.2", "no place"],
+        ["model.checkpoint_dir", "checkpointer.checkpoint_dir", "num_hidden_layers is 2 and 6"],
+    ),
+    "built with one norm, exported with another": (
+        copy_with("student", "config.json", sizes(rms_norm_eps=0.1), ["checkpointer"]),
+        [*BOTH_DIRECTORIES, "rms_norm_eps is 1e-06 and 0.1", "${model.checkpoint_dir}"],
+    ),
+    "built with one rope, exported with another": (
+        copy_with("student", "config.json", sizes(rope_parameters=ROPE), ["model"]),
+        [*BOTH_DIRECTORIES, "rope_parameters", "777.0"],
+    ),
+    "a teacher of two norms": (
+        copy_with("teacher", "config.json", sizes(rms_norm_eps=0.1), ["teacher_model"]),
+        [*(f"teacher_{key}" for key in BOTH_DIRECTORIES), "rms_norm_eps is 0.1 and 1e-06"],
     ),
     "other vocabulary": (
         copy_with("teacher", "tokenizer.json", swap_two_tokens, ["teacher_checkpointer"]),
-        ["vocabular", "disagree"],
+        ["tokenizer and teacher_checkpointer", "vocabularies disagree", "2 ids", "share one"],
+    ),
+    "other vocabulary in the student": (
+        student_with("tokenizer.json", swap_two_tokens),
+        ["tokenizer and checkpointer", "disagree", "2 ids", "${checkpointer.checkpoint_dir}"],
+    ),
+    "another tokenizer than the models'": (
+        tokenizer_with("tokenizer.json", swap_two_tokens),
+        ["tokenizer and checkpointer", "disagree", "2 ids", "${checkpointer.checkpoint_dir}"],
+    ),
+    "torchtune's tokenizer of another vocabulary": (
+        torchtunes_tokenizer,
+        ["tokenizer and checkpointer", "disagree", "[35, 80, 262, ", "Qwen2Tokenizer"],
+    ),
+    "an id without an embedding": (
+        tokenizer_with("tokenizer.json", add_a_token),
+        ["tokenizer has ids up to 320", "model has embeddings for 320"],
+    ),
+    "teacher_tokenizer of another teacher": (
+        copy_with("teacher", "tokenizer.json", swap_two_tokens, ["teacher_tokenizer"], ULD),
+        ["teacher_tokenizer and teacher_checkpointer", "disagree", "2 ids"],
     ),
     "no tokenizer": (
         tokenizer_with("tokenizer.json", lambda p: p.unlink()),
@@ -386,10 +455,34 @@ MODELS = {
         ["changed", "tokenizer.json", "cannot be read"],
     ),
 }
+OUTPUT = {
+    "no place for the students": (
+        ["~checkpointer.output_dir"],
+        ["checkpointer.output_dir", "not set", "${output_dir}"],
+    ),
+    "no place for torchtune's checkpointer": (
+        lambda _, models: [
+            "checkpointer={_component_: torchtune.training.FullModelHFCheckpointer, model_type:"
+            f" QWEN2, checkpoint_files: [{WEIGHTS}], checkpoint_dir: {models['student']}}}"
+        ],
+        ["checkpointer.output_dir", "not set", "${output_dir}"],
+    ),
+    "students in another place": (
+        lambda tmp, _: [f"checkpointer.output_dir={tmp}/elsewhere"],
+        ["checkpointer.output_dir", "elsewhere", "${output_dir}"],
+    ),
+    "only an adapter that is not there": (
+        lambda _, models: [
+            f"model={{_component_: hf_models.decoder, checkpoint_dir: {models['student']}}}",
+            "save_adapter_weights_only=true",
+        ],
+        ["save_adapter_weights_only", "no adapter", "hf_models.lora_decoder"],
+    ),
+}
 MACHINE = {
     "unwritable output": (lambda tmp, _: [f"output_dir={tmp}/run.yaml/out"], ["output_dir"]),
     "unknown device": (["device=tpu9"], ["device", "tpu9"]),
     "unknown quantisation": (["teacher_quantization=int3"], ["int3", "nf4"]),
     "half a sharding": (["teacher_sharding=half"], ["teacher_sharding", "full"]),
 }
-BAD = CONFIG_FILE | KEYS | VALUES | LAYERS | COMPONENTS | DATA | MODELS | MACHINE
+BAD = CONFIG_FILE | KEYS | VALUES | LAYERS | COMPONENTS | DATA | MODELS | OUTPUT | MACHINE

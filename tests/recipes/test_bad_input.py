@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 import torch
-from bad_input import BAD
+from bad_input import BAD, MODELS, OUTPUT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
@@ -45,6 +45,19 @@ def test_one_clear_line(tune_run, config_file, tiny_run, tmp_path, earlier, case
     assert all(word in last for word in words), last
     assert "Traceback" not in err
     assert found(tmp_path / "out") == earlier
+
+
+@pytest.mark.parametrize("case", MODELS | OUTPUT)
+def test_a_dry_run_finds_it_without_reading_a_weight(
+    tune_run, config_file, tiny_run, tmp_path, monkeypatch, case
+):
+    monkeypatch.setattr(Trainer, "load", lambda _: pytest.fail("has begun to load"))
+    overrides, words = BAD[case]
+    if callable(overrides):
+        overrides = overrides(tmp_path, tiny_run.directories)
+    code, _, err = tune_run("kd_single_device", config_file, *overrides, "dry_run=true")
+    assert code == 1
+    assert all(word in err.strip().splitlines()[-1] for word in words), err
 
 
 def test_there_are_enough_of_them():
