@@ -56,6 +56,7 @@ def read_texts(files: Sequence[str | Path], split: str, columns: Sequence[str]) 
         table = load_dataset(reader, data_files=list(map(str, paths)), split=split, **options)
     except (DatasetGenerationError, ValueError, OSError) as error:
         why = " ".join(str(error.__cause__ or error).split())
+        why = why.removeprefix("Error tokenizing data. C error: ")  # pandas' own words for nothing
         raise ValueError(f"{names}: cannot read rows: {why}") from error
     for column in columns:
         _check_text(table, column, names)
