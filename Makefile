@@ -62,10 +62,12 @@ out/eval/student_before: | $(STUDENT) $(DATA)
 out/eval/student_after: $(RUN)/epoch_0 | $(DATA)
 	$(call evaluate,$(RUN)/epoch_0)
 
+# A worker for each core, each with one thread and with whole files, whose models it makes once.
+test test-faults: export OMP_NUM_THREADS = 1
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 test-faults: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 lint: $(INSTALLED)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 bench: $(INSTALLED)

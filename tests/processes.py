@@ -1,21 +1,27 @@
 """Runs in processes of their own, to be killed or starved; one server has imported everything."""
 
+import itertools
 import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from pkgutil import resolve_name
+from types import SimpleNamespace
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from kd_training import OneDevice, loop, run, run_main
+from kd_training import OneDevice, loop, run, run_main, stop_signal
+
+# Seconds after which a test gives up on what hangs; no test passes or fails by it otherwise.
+GUARD = 600
+# What Python tells an audit hook before it changes the disk, with the path first.
+CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate", "os.link")
 
 
 class Processes:
@@ -30,16 +36,11 @@ class Processes:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["processes", "transformers", "torchtune.datasets"])
 
-    def start(self, config: dict, **options: Any) -> BaseProcess:
-        """Start a run; options are those of `_run`."""
+    def finish(self, config: dict, **options: Any) -> int:
+        """Do a run; the exit code, negative for a signal. Options are those of `_run`."""
         process = self._context.Process(target=_run, args=(str(self.log), config), kwargs=options)
         process.start()
-        return process
-
-    def finish(self, config: dict, **options: Any) -> int:
-        """Start a run and wait for its exit code, negative for a signal."""
-        process = self.start(config, **options)
-        process.join(120)
+        process.join(GUARD)
         assert process.exitcode is not None, "the run hangs"
         return process.exitcode
 
@@ -54,6 +55,8 @@ def _run(
     largest_file: int | None = None,
     killed_in: str | None = None,
     killed_at: int = 1,
+    killed_before: int | None = None,
+    clock_step: float | None = None,
 ) -> None:
     """The run itself.
 
@@ -63,6 +66,8 @@ def _run(
         largest_file: No file may grow beyond so many bytes, as on a full disk.
         killed_in: The function that SIGKILL comes instead of, the n-th time.
         killed_at: That n.
+        killed_before: The change of its output directory, by number, that SIGKILL comes instead of.
+        clock_step: Seconds that pass between one look of `StopSignal` at the clock and the next.
     """
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
@@ -71,6 +76,11 @@ def _run(
     loop.plot_losses = lambda *_: None  # type: ignore[assignment]
     if killed_in is not None:
         _kill_in(killed_in, killed_at)
+    if killed_before is not None:
+        _kill_before(killed_before, config["output_dir"])
+    if clock_step is not None:
+        look = itertools.count(step=clock_step).__next__
+        stop_signal.time = SimpleNamespace(monotonic=look)  # type: ignore[assignment]
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     run_main(partial(run, OmegaConf.create(config), OneDevice("cpu")))
@@ -92,19 +102,29 @@ def _kill_in(name: str, at: int) -> None:
     setattr(owner, attribute, killed)
 
 
-def wait_for(condition: Callable[[], bool], process: BaseProcess, seconds: float = 60) -> None:
-    """Return when the condition holds or the process has ended.
+def _kill_before(number: int, folder: str) -> None:
+    """Whatever happens between two changes, the disk is the same after it."""
+    changes = 0
 
-    Raises:
-        TimeoutError: If neither happens.
-    """
-    end = time.monotonic() + seconds
-    while not condition() and process.is_alive():
-        if time.monotonic() > end:
-            raise TimeoutError("the run does not get there")
-        time.sleep(0.01)
+    def count(event: str, arguments: tuple) -> None:
+        nonlocal changes
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if (writes or event in CHANGES) and str(arguments[0]).startswith(folder):
+            changes += 1
+            if changes == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(count)
 
 
 def importable() -> str:
     """PYTHONPATH for processes that must find the tests' modules."""
     return os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])
+
+
+def launch(*arguments: Any) -> subprocess.Popen[str]:
+    """`tune run`, which is to start ranks with one thread each."""
+    command = [Path(sys.executable).with_name("tune"), "run", *map(str, arguments)]
+    environment = os.environ | {"PYTHONPATH": importable(), "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)

@@ -1,5 +1,6 @@
 """Data and a loss that treat ranks unlike: other lengths, no labels, failures on one rank."""
 
+import signal
 from typing import Any
 
 import tiny
@@ -21,13 +22,21 @@ class UnevenSamples(Dataset):
         size: Number of samples.
         odd_silent: No odd sample has a label: without shuffling, odd ranks then see none.
         fails_at: Reading this sample raises on rank 1.
+        waits_at: Reading this sample never ends on rank 0, unless the launcher ends the process.
     """
 
     def __init__(
-        self, tokenizer: Any, size: int, odd_silent: bool = False, fails_at: int | None = None
+        self,
+        tokenizer: Any,
+        size: int,
+        odd_silent: bool = False,
+        fails_at: int | None = None,
+        waits_at: int | None = None,
     ) -> None:
         self._tokenizer, self._size, self._odd_silent = tokenizer, size, odd_silent
-        self._fails_at = fails_at if get_world_size_and_rank()[1] == 1 else None
+        _, rank = get_world_size_and_rank()
+        self._fails_at = fails_at if rank == 1 else None
+        self._waits_at = waits_at if rank == 0 else None
 
     def __len__(self) -> int:
         return self._size
@@ -35,6 +44,10 @@ class UnevenSamples(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         if index == self._fails_at:
             raise ValueError(f"sample {index} is broken")
+        if index == self._waits_at:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a run would finish its step first
+            while True:
+                signal.pause()
         text = tiny.SENTENCES[index % 8] + tiny.SENTENCES[index * 3 % 7][: index % 13]
         tokens = self._tokenizer.encode(text, add_bos=False, add_eos=True)
         labels = torch.tensor(tokens)

@@ -190,7 +190,7 @@ def test_a_template_without_end_of_turn_tokens(tokenizer_dir):
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     contents=st.lists(st.text(alphabet="ab \n\té😀<>:|", max_size=12), min_size=4, max_size=4),
     trim_offsets=st.booleans(),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 from official_tasks import write_definition
+from processes import GUARD
 from torchtune.datasets import text_completion_dataset
 
 from hf_models import HFTokenizer
@@ -99,7 +100,7 @@ def root(tmp_path, monkeypatch):
 
 def test_no_dataset_holds_its_rows(root):
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        grown = process.submit(growths, root).result(120)
+        grown = process.submit(growths, root).result(GUARD)
     print({name: f"{value / MB:.0f} MB" for name, value in grown.items()})
     assert grown.pop("held") > 0.9 * SIZE, "what this test would see if a dataset held its rows"
     assert set(grown) == {"pairs", "texts", "task", "mixture"}

@@ -58,7 +58,7 @@ def test_gradient_matches_finite_differences(case: Case, temperature: float) -> 
 
 
 @every_case
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     num=st.integers(1, 5),
     vocab_size=st.integers(9, 60),
@@ -89,7 +89,7 @@ def test_closed_form_gradient_is_autograds(
 
 
 @every_case
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(scale=st.sampled_from([1e-3, 0.1, 1.0, 30.0]), seed=st.integers(0, 1000))
 def test_bounds_and_equality(case: Case, scale: float, seed: int) -> None:
     loss = case.make()

@@ -90,7 +90,7 @@ def test_every_divergence_with_cross_entropy(
     assert_same(output, on_whole_logits(loss, 0.4, 0.7, batch), batch)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     num=st.integers(1, 40),
     chunk_size=st.integers(1, 50),

@@ -21,7 +21,7 @@ def oracle(student: Tensor, teacher: Tensor, temperature: float) -> float:
     return float(np.abs(sides[0] - sides[1]).sum(-1).mean())
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.tuples(st.integers(1, 60), st.integers(1, 4000)),
     temperature=st.sampled_from([0.5, 1.0, 3.0]),

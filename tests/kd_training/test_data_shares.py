@@ -75,7 +75,7 @@ def setups(max_samples=60):
     return st.builds(Setup, st.integers(1, max_samples), few, few, few, orders)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(setups(), st.integers(0, 3))
 def test_a_sample_is_seen_once_an_epoch_or_belongs_to_the_incomplete_last_step(setup, epoch):
     loaders = setup.loaders()
@@ -87,21 +87,21 @@ def test_a_sample_is_seen_once_an_epoch_or_belongs_to_the_incomplete_last_step(s
     assert {len(loader) // setup.accumulation for loader in loaders} == {len(steps)}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(setups(), st.integers(0, 3), st.integers(0, 10))
 def test_going_on_in_the_middle_gives_the_rest_of_the_epoch(setup, epoch, done):
     whole = setup.steps(setup.loaders(), epoch)
     assert setup.steps(setup.loaders(), epoch, min(done, len(whole))) == whole[done:]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(setups(), st.integers(0, 3))
 def test_a_step_has_the_same_samples_on_any_number_of_ranks(setup, epoch):
     alone = Setup(setup.num_samples, 1, setup.global_batch, 1, setup.order)
     assert setup.steps(setup.loaders(), epoch) == alone.steps(alone.loaders(), epoch)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(setups(), st.integers(0, 3))
 def test_an_epoch_that_was_left_early_does_not_change_the_next(setup, left_after):
     used = setup.loaders()
@@ -122,7 +122,7 @@ def test_epochs_differ_and_a_seed_repeats_them(order):
     assert first != setup.steps(setup.loaders(), 1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 40), st.integers(1, 6), st.integers(1, 5))
 def test_validation_sees_every_sample_exactly_once(num_samples, ranks, batch_size):
     samples, seen, lengths = numbered(num_samples), [], set()

@@ -6,6 +6,7 @@ from threading import Barrier
 
 import pytest
 import torch
+from processes import GUARD
 
 from kd_data import collate
 from kd_training.data import build_loader, grouped, skip_to
@@ -24,7 +25,7 @@ class Rank:
 
     def gather(self, value):
         self._shares[self.rank] = value
-        self._barrier.wait(10)
+        self._barrier.wait(GUARD)
         return self._shares
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_training import OneDevice, recipe_state
@@ -123,7 +123,7 @@ def saved_once(tmp_path_factory):
     return save(tmp_path_factory.mktemp("once"), 3)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_flipped_bit_is_noticed_or_changes_nothing(saved_once, data):
     path = data.draw(st.sampled_from(sorted(saved_once.iterdir())))

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from layer_mapping import CosineLoss, MSELoss, NormalizedMSELoss
@@ -85,7 +85,6 @@ def test_layer_norm_makes_shift_and_scale_of_either_side_irrelevant(loss):
     torch.testing.assert_close(loss()(*by_hand), value, rtol=1e-8, atol=0)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 5), st.integers(1, 9), st.integers(0, 1000), st.booleans())
 def test_normalized_mse_is_twice_cosine(num_tokens, width, seed, layer_norm):
     sides = draw(num_tokens, width, seed=seed), draw(num_tokens, width, seed=seed + 1)

@@ -150,7 +150,7 @@ def mutations(draw, config):
 def check_mutations(config, number):
     relaxed = [HealthCheck.too_slow, HealthCheck.data_too_large]
 
-    @settings(max_examples=number, deadline=None, suppress_health_check=relaxed, database=None)
+    @settings(max_examples=number, suppress_health_check=relaxed)
     @given(mutations(config))
     def never_a_traceback(mutated):
         with suppress(*MISTAKES):

@@ -5,14 +5,11 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
-from processes import Processes, importable, wait_for
+from processes import GUARD, Processes, importable, launch
 from resuming import NUM_STEPS, check_same, checkpoints, distil, everything, records
 from safetensors.torch import load_file
 
@@ -69,6 +66,10 @@ KILLS = [
 ]
 
 
+# Every run below changes its output directory more often, however late it is resumed.
+MOST_CHANGES = 60
+
+
 @pytest.mark.parametrize(("where", "at"), KILLS)
 def test_killed_at_the_worst_moment(whole, tmp_path, processes, where, at):
     config, expected = whole
@@ -81,26 +82,12 @@ def test_killed_at_the_worst_moment(whole, tmp_path, processes, where, at):
 
 
 def kill_at_random(config, processes, output, number, seed):
-    """Kill ``number`` runs soon after they got one step further, then let one finish."""
+    """Kill ``number`` runs before some change of their files, then let one finish."""
     moments = random.Random(seed)
     config = config | {"output_dir": str(output), "resume_from_checkpoint": True}
-    metrics = output / "logs" / "metrics.jsonl"
-
-    def recorded():
-        return len(metrics.read_text().splitlines()) if metrics.exists() else 0
-
     for _ in range(number):
-        process = processes.start(config)
-        # Resuming drops the lines of steps that were not saved, so wait for it first.
-        seen = processes.text().count("memory, estimated")
-        wait_for(lambda n=seen: processes.text().count("memory, estimated") > n, process)
-        done = recorded()
-        wait_for(lambda n=done: recorded() > n, process)
-        time.sleep(moments.uniform(0, 0.3))
-        assert process.is_alive(), "the run has ended before it could be killed"
-        process.kill()
-        process.join()
-        assert process.exitcode == -signal.SIGKILL
+        moment = moments.randint(1, MOST_CHANGES)
+        assert processes.finish(config, killed_before=moment) == -signal.SIGKILL, moment
     assert processes.finish(config) == 0, processes.text()
 
 
@@ -193,22 +180,22 @@ def test_a_folder_that_takes_no_checkpoint(tune_run, config_file, tmp_path, monk
 # --- signals
 
 
-def test_a_second_signal_ends_a_run_at_once(whole, tmp_path, processes):
-    """The first comes during a step that goes on for a minute."""
+@pytest.mark.parametrize(
+    ("seconds", "code", "saved"), [(1.9, 128 + signal.SIGTERM, [1]), (2.1, -signal.SIGTERM, [])]
+)
+def test_a_second_signal_ends_a_run_at_once(whole, tmp_path, processes, seconds, code, saved):
+    """Both come during the first step, which ends only if they are one request."""
     config, _ = whole
-    loss = {"_component_": "faulty_parts.FaultyLoss", "signal_at": [1], "seconds": 60}
-    process = processes.start(config | {"output_dir": str(tmp_path / "out"), "kd_loss": loss})
-    wait_for(lambda: "SIGTERM: finishing this step" in processes.text(), process)
-    time.sleep(2.2)
-    assert process.is_alive()
-    os.kill(process.pid, signal.SIGINT)
-    process.join(10)
-    assert process.exitcode == -signal.SIGINT
-    assert checkpoints(tmp_path / "out") == []
+    loss = {"_component_": "faulty_parts.FaultyLoss", "signal_at": [1, 2]}
+    config = config | {"output_dir": str(tmp_path / "out"), "kd_loss": loss}
+    assert processes.finish(config, clock_step=seconds) == code
+    assert processes.text().count("SIGTERM: finishing this step") == 1
+    assert checkpoints(tmp_path / "out") == saved
 
 
-def test_one_ctrl_c_that_arrives_twice_is_one_request():
+def test_one_ctrl_c_that_arrives_twice_is_one_request(monkeypatch):
     """Once from the terminal and once through the launcher, as the same or another signal."""
+    monkeypatch.setattr("kd_training.stop_signal.time", SimpleNamespace(monotonic=lambda: 0.0))
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with StopSignal(OneDevice("cpu")) as stop:
         assert stop.agreed() is None
@@ -222,30 +209,19 @@ def test_one_ctrl_c_that_arrives_twice_is_one_request():
 @slow
 def test_sigterm_to_a_launcher_of_two_ranks(tune_run, config_file, tmp_path):
     """As a cluster's scheduler does it; one device with twice the batch goes on from there."""
-    loss = ["kd_loss._component_=faulty_parts.FaultyLoss", "kd_loss.seconds=0.2"]
-    common = ["epochs=100", "gradient_accumulation_steps=1"]
-    command = [Path(sys.executable).with_name("tune"), "run", "--nproc_per_node", "2"]
-    command += ["kd_distributed", "--config", config_file, *common, *loss, "batch_size=1"]
-    with (tmp_path / "launcher.txt").open("w") as log:
-        launcher = subprocess.Popen(command, stdout=log, stderr=log, env=dict(os.environ))
-        metrics = tmp_path / "out" / "logs" / "metrics.jsonl"
-        end = time.monotonic() + 180
-        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 1):
-            assert launcher.poll() is None, (tmp_path / "launcher.txt").read_text()[-3000:]
-            assert time.monotonic() < end, "no step within 3 minutes"
-            time.sleep(0.1)
-        launcher.send_signal(signal.SIGTERM)
-        assert launcher.wait(60) != 0
-    (step,) = checkpoints(tmp_path / "out")[-1:]
-    text = (tmp_path / "launcher.txt").read_text()
-    assert f"SIGTERM after step {step}: saved" in text
-    assert "tune run --nproc_per_node 2 kd_distributed" in text
+    step, epochs = 6, 2
+    common = [f"epochs={epochs}", "gradient_accumulation_steps=1"]
+    loss = ["kd_loss._component_=faulty_parts.StoppedByLauncher", f"kd_loss.at={step}"]
+    launcher = launch("--shutdown-timeout", GUARD, "--nproc_per_node", 2, "kd_distributed",
+                      "--config", config_file, *common, *loss, "batch_size=1")  # fmt: skip
+    out, err = launcher.communicate(timeout=GUARD)
+    assert launcher.returncode != 0
+    assert f"SIGTERM after step {step}: saved" in out, err
+    assert "tune run --nproc_per_node 2 kd_distributed" in out
+    assert checkpoints(tmp_path / "out")[-1] == step
     assert records(tmp_path / "out")[-1]["step"] == step
-    epochs = step // 4 + 1
-    common = [f"epochs={epochs}", "gradient_accumulation_steps=1", "batch_size=2"]
-    code, out, err = tune_run(
-        "kd_single_device", config_file, *common, "resume_from_checkpoint=true"
-    )
+    common += ["batch_size=2", "resume_from_checkpoint=true"]
+    code, out, err = tune_run("kd_single_device", config_file, *common)
     assert code == 0, err
     assert f"step_{step}" in out
     assert [r["step"] for r in records(tmp_path / "out")] == list(range(1, 4 * epochs + 1))

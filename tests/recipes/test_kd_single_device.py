@@ -10,6 +10,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from processes import GUARD
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -29,7 +30,7 @@ def test_a_run_from_any_folder_leaves_what_it_promises(config_file, tmp_path):
     command += ["log_peak_memory_stats=true", "profiler.enabled=true"]
     environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     result = subprocess.run(
-        command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=300
+        command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=GUARD
     )
     assert result.returncode == 0, result.stderr
     assert "step 4/4 | total" in result.stdout
@@ -118,7 +119,7 @@ def test_lm_eval_opens_the_merged_directory_as_it_stands(tune_run, config_file, 
     command += [f"pretrained={tmp_path / 'out' / 'epoch_0'},dtype=float32", "--device", "cpu"]
     command += ["--tasks", "tiny_perplexity", "--include_path", tmp_path / "tasks"]
     command += ["--output_path", tmp_path / "eval"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=GUARD)
     assert result.returncode == 0, result.stderr
     results = json.loads(next((tmp_path / "eval").rglob("results_*.json")).read_text())["results"]
     assert 1 < results["tiny_perplexity"]["word_perplexity,none"] < float("inf")
