@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import forkserver
 from pathlib import Path
 from pkgutil import resolve_name
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from omegaconf import OmegaConf
 
@@ -24,6 +26,15 @@ GUARD = 600
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.truncate", "os.link")
 
 
+def server() -> Any:
+    """What forks processes that have imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["processes", "transformers", "torchtune.datasets"])
+    with mock.patch.dict(os.environ, PYTHONPATH=importable()):
+        forkserver.ensure_running()
+    return context
+
+
 class Processes:
     """Starts runs without importing torch each time.
 
@@ -33,8 +44,7 @@ class Processes:
 
     def __init__(self, log: Path) -> None:
         self.log = log
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["processes", "transformers", "torchtune.datasets"])
+        self._context = server()
 
     def finish(self, config: dict, **options: Any) -> int:
         """Do a run; the exit code, negative for a signal. Options are those of `_run`."""

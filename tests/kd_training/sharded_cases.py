@@ -1,7 +1,6 @@
 """Runs that must come out the same on one device and on any number of ranks."""
 
 import json
-import multiprocessing
 import os
 from multiprocessing import connection
 from pathlib import Path
@@ -11,6 +10,7 @@ from unittest import mock
 import tiny
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
+from processes import server
 from torch import nn
 from torch.distributed.tensor import DTensor
 
@@ -160,10 +160,9 @@ def train_as_rank(rank: int, ranks: int, root: Path, cases: tuple[str, ...], mee
 
 def train_on_ranks(ranks: int, root: Path, cases: tuple[str, ...], meeting: str) -> None:
     """All ranks as processes of a server that has imported everything; one fails, all end."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["processes", "transformers", "torchtune.datasets"])
+    context = server()
     group = [
-        server.Process(target=train_as_rank, args=(rank, ranks, root, cases, meeting), daemon=True)
+        context.Process(target=train_as_rank, args=(rank, ranks, root, cases, meeting), daemon=True)
         for rank in range(ranks)
     ]
     for process in group:

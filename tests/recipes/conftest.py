@@ -6,6 +6,14 @@ import tiny
 from omegaconf import OmegaConf
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures():
+    """A picture takes longer than the run; a run in a process of its own shows that it draws it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kd_training.loop.plot_losses", lambda *_: None)
+        yield
+
+
 @pytest.fixture
 def tune_run(monkeypatch, capfd):
     """Runs a recipe as `tune run NAME --config FILE key=value ...` does, in this process."""

@@ -11,12 +11,6 @@ from safetensors.torch import load_file
 ADAPTER = "epoch_1/adapter/adapter_model.safetensors"
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    """A picture takes longer than the run."""
-    monkeypatch.setattr("kd_training.loop.plot_losses", lambda *_: None)
-
-
 @pytest.mark.parametrize("quantize_base", [False, True])
 def test_an_interrupted_run_ends_as_the_whole_one(tune_run, config_file, tmp_path, quantize_base):
     """The files of step 3 of 4 are put back; magnitudes go on, they do not start anew."""

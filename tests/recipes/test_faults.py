@@ -9,21 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from processes import GUARD, Processes, importable, launch
+from processes import GUARD, Processes, launch
 from resuming import NUM_STEPS, check_same, checkpoints, distil, everything, records
 from safetensors.torch import load_file
 
 from kd_training import OneDevice, recipe_state
 from kd_training.stop_signal import StopSignal
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_pictures():
-    """A picture takes longer than the run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kd_training.loop.plot_losses", lambda *_: None)
-        patch.setenv("PYTHONPATH", importable())
-        yield
 
 
 @pytest.fixture

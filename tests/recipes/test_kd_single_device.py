@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
 import yaml
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.tasks import TaskManager
 from processes import GUARD
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -99,7 +102,9 @@ def test_merged_weights_are_base_plus_adapter(tune_run, config_file, tiny_run, t
     torch.testing.assert_close(merged(tokens).logits, base(tokens).logits, rtol=1e-4, atol=1e-5)
 
 
-def test_lm_eval_opens_the_merged_directory_as_it_stands(tune_run, config_file, tmp_path):
+def test_lm_eval_opens_the_merged_directory_as_it_stands(
+    tune_run, config_file, tmp_path, monkeypatch
+):
     assert tune_run("kd_single_device", config_file, "max_steps_per_epoch=1")[0] == 0
     texts = tmp_path / "held_out.jsonl"
     texts.write_text('{"text": "Names refer to objects."}\n{"text": "Names are bound."}\n')
@@ -115,12 +120,15 @@ def test_lm_eval_opens_the_merged_directory_as_it_stands(tune_run, config_file, 
     }
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "tiny.yaml").write_text(yaml.safe_dump(task))
-    command = [Path(sys.executable).with_name("lm_eval"), "--model", "hf", "--model_args"]
+    command = ["lm_eval", "--model", "hf", "--model_args"]
     command += [f"pretrained={tmp_path / 'out' / 'epoch_0'},dtype=float32", "--device", "cpu"]
-    command += ["--tasks", "tiny_perplexity", "--include_path", tmp_path / "tasks"]
-    command += ["--output_path", tmp_path / "eval"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=GUARD)
-    assert result.returncode == 0, result.stderr
+    command += ["--tasks", "tiny_perplexity", "--include_path", str(tmp_path / "tasks")]
+    command += ["--output_path", str(tmp_path / "eval")]
+    monkeypatch.setattr(sys, "argv", command)
+    # Reading its own thousands of tasks takes most of the time.
+    only_ours = partial(TaskManager, include_defaults=False)
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", only_ours)
+    cli_evaluate()
     results = json.loads(next((tmp_path / "eval").rglob("results_*.json")).read_text())["results"]
     assert 1 < results["tiny_perplexity"]["word_perplexity,none"] < float("inf")
 

@@ -134,6 +134,14 @@ def test_offloading_activations_needs_checkpointing():
         check_offloading(cfg)
 
 
+@pytest.fixture(params=["force_eager", pytest.param("default", marks=pytest.mark.slow)])
+def _stance(request):
+    """Inductor compiles this optimizer's step for half a minute, which eager code does as well."""
+    with torch.compiler.set_stance(request.param):
+        yield
+
+
+@pytest.mark.usefixtures("_stance")
 def test_adamw_with_8_bit_states_learns_and_resumes(tune_run, config_file, tmp_path, monkeypatch):
     """With a scheduler: this optimizer wants its learning rate as a tensor."""
     kinds = set()

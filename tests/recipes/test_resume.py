@@ -20,20 +20,12 @@ from resuming import (
 )
 
 
-@pytest.fixture(autouse=True)
-def _no_pictures(monkeypatch):
-    """A picture takes longer than the run."""
-    monkeypatch.setattr("kd_training.loop.plot_losses", lambda *_: None)
-
-
 @pytest.fixture(scope="module")
 def whole(tiny_run, tmp_path_factory):
     """The config of a run with all parts, and the output of running it at one go."""
     root = tmp_path_factory.mktemp("whole")
     config = everything(root, tiny_run.directories["teacher"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kd_training.loop.plot_losses", lambda *_: None)
-        assert distil(config) == 0
+    assert distil(config) == 0
     output = root / "out"
     steps = [r for r in records(output) if "total" in r]
     assert len(steps) == NUM_STEPS
