@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -176,7 +177,6 @@ def make_sharded(cfg: DictConfig) -> Sharded:
     )
 
 
-@last_words()
 def run_sharded(cfg: DictConfig) -> None:
     """Run on every rank that the launcher started.
 
@@ -188,12 +188,11 @@ def run_sharded(cfg: DictConfig) -> None:
             "kd_distributed needs the launcher: tune run --nproc_per_node N kd_distributed "
             "--config …; for one device use kd_single_device"
         )
-    cfg = check_config(cfg)
-    device = find_device(cfg.device).type
-    # What is offloaded needs gloo beside the GPUs' backend; CPU processes have nothing else.
-    offload = cfg.fsdp_cpu_offload and device != "cpu"
-    dist.init_process_group(training.get_distributed_backend(device, offload))
-    try:
+    with ExitStack() as after_last_words, last_words():
+        cfg = check_config(cfg)
+        device = find_device(cfg.device).type
+        # What is offloaded needs gloo beside the GPUs' backend; CPU processes have nothing else.
+        offload = cfg.fsdp_cpu_offload and device != "cpu"
+        dist.init_process_group(training.get_distributed_backend(device, offload))
+        after_last_words.callback(dist.destroy_process_group)
         run(cfg, make_sharded(cfg))
-    finally:
-        dist.destroy_process_group()
