@@ -141,7 +141,8 @@ class Objective:
         total, parts = self._logit_parts(heads, batch["labels"].flatten(), masks, scale)
         pairs: dict[str, Tensor] = {}
         if self.matcher is not None:
-            matched = self.matcher(student_taps, teacher_taps, masks[self.scopes["ir"]])
+            mask = masks[self.scopes["ir"]]
+            matched = self.matcher(student_taps, teacher_taps, mask, batch["documents"])
             total = total + self.weights.ir * scale["ir"] * matched.total
             parts["ir"], pairs = matched.total.detach(), matched.per_pair
         zero = total.new_zeros(())

@@ -3,6 +3,7 @@
 from layer_mapping.matcher import LayerMatcher, MatchResult
 from layer_mapping.pair_losses import CosineLoss, MSELoss, NormalizedMSELoss, PairLoss
 from layer_mapping.projection import Projection
+from layer_mapping.relational_loss import RelationalLoss
 from layer_mapping.spec import resolve
 from layer_mapping.strategies import (
     STRATEGIES,
@@ -27,6 +28,7 @@ __all__ = [
     "NormalizedMSELoss",
     "PairLoss",
     "Projection",
+    "RelationalLoss",
     "all_to_one",
     "explicit",
     "forward",

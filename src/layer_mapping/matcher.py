@@ -32,6 +32,8 @@ class MatchResult(NamedTuple):
 class LayerMatcher(nn.Module):
     """The pair losses of matched layers, with a projection per pair where the widths differ.
 
+    A loss that needs no equal widths (``PairLoss.needs_equal_widths``) gets none of its own accord.
+
     total = Σ_pairs w · Σ_tokens loss(A·h_student, h_teacher), divided by Σ w if the loss's
     reduction is ``"mean"``. It is a sum over tokens: divide by the number of tokens once.
 
@@ -43,11 +45,12 @@ class LayerMatcher(nn.Module):
         loss: how a pair is compared.
         student_dim: width Ds of the student.
         teacher_dim: width Dt of the teacher.
-        projection: ``"auto"`` projects only if the widths differ, ``"always"``, ``"never"``.
+        projection: ``"auto"`` projects only if the widths differ and the loss needs equal ones,
+            ``"always"``, ``"never"``.
 
     Raises:
-        ValueError: for unequal widths without projection, an unknown mode, or weights that are
-            not one per pair.
+        ValueError: for unequal widths without projection and a loss that needs equal ones, an
+            unknown mode, or weights that are not one per pair.
     """
 
     def __init__(
@@ -63,10 +66,12 @@ class LayerMatcher(nn.Module):
             raise ValueError(
                 f"projection must be one of {', '.join(PROJECTION_MODES)}, not {projection!r}"
             )
-        if projection == "never" and student_dim != teacher_dim:
+        unequal = loss.needs_equal_widths and student_dim != teacher_dim
+        if projection == "never" and unequal:
             raise ValueError(
                 f"the student's width {student_dim} differs from the teacher's {teacher_dim}: "
-                "layer matching needs projection 'auto' or 'always'"
+                f"{type(loss).__name__} needs projection 'auto' or 'always'; RelationalLoss does "
+                "without"
             )
         weights = loss.pair_weights if loss.pair_weights is not None else [1.0] * len(pairs)
         if len(weights) != len(pairs):
@@ -76,7 +81,7 @@ class LayerMatcher(nn.Module):
         self.pairs = list(pairs)
         self._weights = [weight / scale for weight in weights]
         self.projections = nn.ModuleDict()
-        if projection == "always" or student_dim != teacher_dim:
+        if projection == "always" or unequal:
             for name in _projection_names(self.pairs):
                 self.projections[name] = Projection(student_dim, teacher_dim)
 
@@ -102,7 +107,11 @@ class LayerMatcher(nn.Module):
         self.pairs = list(pairs)
 
     def forward(
-        self, student_taps: Mapping[int, Tensor], teacher_taps: Mapping[int, Tensor], mask: Tensor
+        self,
+        student_taps: Mapping[int, Tensor],
+        teacher_taps: Mapping[int, Tensor],
+        mask: Tensor,
+        documents: Tensor | None = None,
     ) -> MatchResult:
         """Compare every pair on the masked positions; the teacher takes no gradient.
 
@@ -110,8 +119,13 @@ class LayerMatcher(nn.Module):
             student_taps: layer → output [B, S, Ds].
             teacher_taps: layer → output [B, S, Dt].
             mask: bool [B, S], True where the position counts.
+            documents: int64 [B, S], the number of the document that a position belongs to. None:
+                each of the B rows is one.
         """
+        if documents is None:
+            documents = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)
         index = mask.flatten().nonzero().squeeze(-1)
+        documents_N = documents.flatten().index_select(0, index)
         # Zero pairs still give a sum.
         total = torch.zeros((), device=mask.device)
         per_pair = {}
@@ -121,7 +135,7 @@ class LayerMatcher(nn.Module):
             teacher_ND = teacher_taps[teacher].detach().flatten(0, 1).index_select(0, index)
             if self.projections:
                 student_ND = self.projections[name](student_ND)
-            pair_sum = self.loss(student_ND, teacher_ND)
+            pair_sum = self.loss(student_ND, teacher_ND, documents_N)
             total = total + weight * pair_sum
             per_pair[f"s{student}-t{teacher}"] = pair_sum.detach()
         return MatchResult(total, per_pair)

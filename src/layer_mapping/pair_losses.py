@@ -1,6 +1,7 @@
 """How far a student layer's output is from a teacher layer's, summed over tokens.
 
-Shapes: N tokens, D width (the same on both sides; see ``LayerMatcher`` for unequal widths).
+Shapes: N tokens, D width (the same on both sides, unless a loss says otherwise; see
+``LayerMatcher`` for unequal widths).
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,14 @@ _MIN_NORM = 1e-8
 class PairLoss(nn.Module):
     """Base of the pair losses: a subclass says how far apart two tokens are.
 
+    It overrides ``distance``, or ``distance_in_documents`` where a token's distance depends on
+    other tokens; those of other documents must not matter, or the loss would depend on which
+    documents happen to share a batch.
+
+    Attributes:
+        needs_equal_widths: whether the two sides are compared entry by entry. False: they are
+            compared as they are, and no projection is made unless it is asked for.
+
     Args:
         layer_norm: normalise both sides over the width first (no learned scale or shift).
         reduction: ``"mean"`` or ``"sum"`` over pairs, applied by ``LayerMatcher``. The mean is
@@ -26,6 +35,8 @@ class PairLoss(nn.Module):
     Raises:
         ValueError: for an unknown reduction, or weights that are negative or all zero.
     """
+
+    needs_equal_widths = True
 
     def __init__(
         self,
@@ -46,12 +57,28 @@ class PairLoss(nn.Module):
         self.reduction = reduction
         self.pair_weights = None if pair_weights is None else [float(w) for w in pair_weights]
 
-    def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def forward(self, student: Tensor, teacher: Tensor, documents: Tensor | None = None) -> Tensor:
         """Sum over tokens of the distance between ``student`` and ``teacher``, both [N, D].
 
         Half-precision inputs are compared in fp32. The scalar is 0 for no tokens.
+
+        Args:
+            student: the student's layer at the positions that count.
+            teacher: the teacher's, at the same positions.
+            documents: the number of the document that each belongs to, int64 [N]. None: all
+                belong to one.
         """
-        return self.distance(self._prepare(student), self._prepare(teacher)).sum()
+        if documents is None:
+            documents = torch.zeros(len(student), dtype=torch.int64, device=student.device)
+        sides = self._prepare(student), self._prepare(teacher)
+        return self.distance_in_documents(*sides, documents).sum()
+
+    def distance_in_documents(self, student: Tensor, teacher: Tensor, documents: Tensor) -> Tensor:
+        """Distance of each token [N], which may depend on its document's other tokens.
+
+        Of two sides [N, D] in at least fp32 and ``documents`` [N]. Here it does not: ``distance``.
+        """
+        return self.distance(student, teacher)
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Distance of each token [N], from two sides [N, D] in at least fp32."""
@@ -85,7 +112,7 @@ class NormalizedMSELoss(PairLoss):
 
     def distance(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Squared distance between the unit vectors of each token [N]."""
-        return (_unit(student) - _unit(teacher)).square().sum(-1)
+        return (unit(student) - unit(teacher)).square().sum(-1)
 
 
 class CosineLoss(NormalizedMSELoss):
@@ -101,6 +128,7 @@ class CosineLoss(NormalizedMSELoss):
         return super().distance(student, teacher) / 2
 
 
-def _unit(hidden: Tensor) -> Tensor:
+def unit(hidden: Tensor) -> Tensor:
+    """Each vector of ``hidden`` [..., D] at length 1; a zero vector stays 0 without gradient."""
     norm = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True)
     return hidden / norm.masked_fill(norm < _MIN_NORM, torch.inf)

@@ -8,7 +8,9 @@ from layer_mapping import (
     LayerTaps,
     MSELoss,
     NormalizedMSELoss,
+    PairLoss,
     Projection,
+    RelationalLoss,
     forward,
     in_order_random,
 )
@@ -136,6 +138,50 @@ def test_projections_exist_where_they_are_wanted(projection, teacher_dim, shapes
     assert [tuple(p.shape) for p in matcher.parameters()] == shapes
 
 
+@pytest.mark.parametrize(
+    ("projection", "shapes"), [("auto", []), ("never", []), ("always", [(8, 6)] * 3)]
+)
+def test_relations_need_no_projection(mask, projection, shapes):
+    student, teacher = make_taps(6, 8)
+    matcher = LayerMatcher(PAIRS, RelationalLoss(), 6, 8, projection).double()
+    assert [tuple(p.shape) for p in matcher.parameters()] == shapes
+    # A projection starts as the zero-padded identity, which leaves all relations as they are.
+    plain = LayerMatcher(PAIRS, RelationalLoss(), 6, 8)(student, teacher, mask).total
+    torch.testing.assert_close(matcher(student, teacher, mask).total, plain)
+
+
+def test_a_row_is_a_document_unless_documents_are_given(mask):
+    student, teacher = make_taps(6, 8)
+    matcher = LayerMatcher(PAIRS, RelationalLoss(), 6, 8)
+    rows = [
+        matcher(
+            {i: tap[[row]] for i, tap in student.items()},
+            {i: tap[[row]] for i, tap in teacher.items()},
+            mask[[row]],
+        ).total
+        for row in (0, 1)
+    ]
+    torch.testing.assert_close(matcher(student, teacher, mask).total, sum(rows))
+    documents = torch.tensor([[0, 0, 0, 1, 1], [2, 2, 2, 2, 2]])
+    split = matcher(student, teacher, mask, documents).total
+    assert not torch.isclose(split, sum(rows), rtol=1e-3)
+    again = [mask & (documents == number) for number in range(3)]
+    alone = [matcher(student, teacher, one).total for one in again]
+    torch.testing.assert_close(split, sum(alone))
+
+
+def test_a_loss_of_ones_own_that_compares_two_tokens(mask):
+    """All that it says is the distance of two tokens; documents are not its business."""
+
+    class L1(PairLoss):
+        def distance(self, student, teacher):
+            return (student - teacher).abs().sum(-1)
+
+    student, teacher = make_taps()
+    total = LayerMatcher([(0, 3)], L1(), 6, 6)(student, teacher, mask, torch.zeros(2, 5)).total
+    torch.testing.assert_close(total, (student[0] - teacher[3])[mask].abs().sum())
+
+
 def test_projection_weights_are_fp32_and_work_with_bf16(mask):
     student, teacher = make_taps(4, 6, dtype=torch.bfloat16)
     torch.set_default_dtype(torch.bfloat16)
@@ -232,7 +278,8 @@ def test_each_epoch_of_in_order_random_fits_the_matcher():
 
 
 def test_unequal_widths_without_projection():
-    with pytest.raises(ValueError, match=r"width 2048 differs from the teacher's 3072"):
+    words = r"width 2048 differs from the teacher's 3072: CosineLoss needs"
+    with pytest.raises(ValueError, match=words):
         LayerMatcher(PAIRS, CosineLoss(), 2048, 3072, projection="never")
 
 

@@ -9,6 +9,8 @@ import shutil
 
 import tiny
 
+from hf_models import init_student
+
 
 def with_text(name, content, key="--config"):
     """A file with this content, given as ``key``."""
@@ -35,6 +37,20 @@ def copy_with(role, file, change, keys, others=()):
 
 def student_with(file, change):
     return copy_with("student", file, change, ["model", "checkpointer"])
+
+
+def without_projection(loss):
+    """A student of half the teacher's width, compared by ``loss`` without a projection."""
+
+    def make(tmp, models):
+        sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
+        init_student(
+            models["teacher"], tmp / "narrow", num_layers=2, mode="random_init", overrides=sizes
+        )
+        student = [f"{key}.checkpoint_dir={tmp / 'narrow'}" for key in ("model", "checkpointer")]
+        return [*student, f"ir_loss._component_={loss}", "layer_projection.mode=never"]
+
+    return make
 
 
 def tokenizer_with(file, change):
@@ -251,6 +267,10 @@ LAYERS = {
     ),
     "too few weights": (["ir_loss.pair_weights=[1]"], ["ir_loss", "1 pair_weights for 2"]),
     "unknown reduction": (["ir_loss.reduction=max"], ["ir_loss", "max", "mean"]),
+    "two widths, compared entry by entry": (
+        without_projection("layer_mapping.MSELoss"),
+        ["layer_projection", "width 16", "32", "MSELoss needs projection", "RelationalLoss"],
+    ),
     "unknown projection": (["layer_projection.mode=sometimes"], ["layer_projection.mode", "auto"]),
 }
 COMPONENTS = {
