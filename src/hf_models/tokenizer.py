@@ -35,6 +35,7 @@ class HFTokenizer(ModelTokenizer, Transform):
         eos_id: The end-of-sequence id, None if there is none.
         pad_id: The padding id; without one the end-of-sequence id, without that 0.
         special_tokens: Every added token and its id.
+        marker_ids: Those of them that are no text, such as the end of a turn.
         vocab_size: Number of ids the tokenizer can produce; a model may have more rows.
         max_seq_len: Longest sequence in tokens, or None.
     """
@@ -50,7 +51,9 @@ class HFTokenizer(ModelTokenizer, Transform):
         self.pad_id: int = next(i for i in candidates if i is not None)
         self.special_tokens: dict[str, int] = self._hf.get_added_vocab()
         self.vocab_size = len(self._hf)
-        markers = [t.content for t in self._hf.added_tokens_decoder.values() if t.special]
+        added = self._hf.added_tokens_decoder.items()
+        self.marker_ids = frozenset(index for index, token in added if token.special)
+        markers = [token.content for _, token in added if token.special]
         # Longest first, as one marker may begin with another; without any, nothing matches.
         markers.sort(key=len, reverse=True)
         self._end_of_turn = re.compile(rf"\s*(?:{'|'.join(map(re.escape, markers)) or '(?!)'})")
@@ -71,8 +74,12 @@ class HFTokenizer(ModelTokenizer, Transform):
         return tokens
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
-        """The text of token ids."""
-        return self._hf.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        """The text of token ids, as it was: no space before a full stop is taken out."""
+        return self._hf.decode(
+            token_ids,
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=False,
+        )
 
     def tokenize_messages(
         self, messages: list[Message], *, add_eos: bool = True

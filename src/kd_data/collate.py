@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchtune.modules.attention_utils import create_block_causal_mask
 
-from kd_data.two_tokenizers import match_targets
+from kd_data.two_tokenizers import collate_pairs
 
 
 def collate(
@@ -39,7 +39,7 @@ def collate(
         - ``mask`` [B, S, S] bool and ``input_pos`` [B, S], for packed samples: a position sees
           its own document's earlier positions.
         - ``teacher_tokens`` and ``teacher_labels`` [B, T], ``matched`` and ``teacher_index``
-          [B, S], for samples of `TwoTokenizers`: see `match_targets`.
+          [B, S], for samples of `TwoTokenizers`: see `collate_pairs`.
 
     Raises:
         ValueError: If a sample has not one label for each token.
@@ -70,7 +70,8 @@ def collate(
         views = [{k: s[f"teacher_{k}"] for k in ("tokens", "labels")} for s in samples]
         teacher = collate(views, teacher_pad_id, ignore_index)
         batch |= {f"teacher_{name}": teacher[name] for name in ("tokens", "labels")}
-        batch |= match_targets(batch["labels"], teacher["labels"], ignore_index)
+        batch |= collate_pairs(samples)
+        batch["matched"] &= ~blank[:, None]
     return batch
 
 

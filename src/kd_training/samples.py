@@ -11,6 +11,8 @@ from kd_training.config import component, reason
 from kd_training.kinds import expect
 
 _LOOK_FOR_LABELS_IN = 1000
+# Even single bytes meet the ends of another tokenizer's words more often.
+_FEWEST_PAIRED = 0.05
 
 
 def build_dataset(
@@ -39,11 +41,24 @@ def build_dataset(
 def build_samples(
     cfg: DictConfig, key: str, tokenizer: Any, teacher_tokenizer: Any, ignore_index: int
 ) -> Any:
-    """The dataset ``cfg[key]``, for a teacher with a tokenizer of its own in its tokens too."""
+    """The dataset ``cfg[key]``, for a teacher with a tokenizer of its own in its tokens too.
+
+    Raises:
+        ValueError: See `build_dataset`; or if hardly a target has a counterpart of the teacher's.
+    """
     dataset = build_dataset(cfg[key], tokenizer, key, ignore_index)
     if teacher_tokenizer is None:
         return dataset
-    return TwoTokenizers(dataset, build_dataset(cfg[key], teacher_tokenizer, key, ignore_index))
+    teachers = build_dataset(cfg[key], teacher_tokenizer, key, ignore_index)
+    samples = TwoTokenizers(dataset, teachers, tokenizer, teacher_tokenizer, ignore_index)
+    share = samples.paired_share
+    if share is not None and share < _FEWEST_PAIRED:
+        raise ValueError(
+            f"{key}: only {share:.1%} of the targets of its first samples end where one of "
+            "teacher_tokenizer's does: too few to compare; tokenizer and teacher_tokenizer must "
+            "keep the text as it is and label the same of it, as two hf_models.tokenizer do"
+        )
+    return samples
 
 
 def build_tokenizers(cfg: DictConfig) -> tuple[Any, Any]:

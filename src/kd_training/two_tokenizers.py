@@ -30,7 +30,7 @@ def check_two_tokenizers(cfg: DictConfig, kd_loss: KDLoss | None) -> None:
         if not fit:
             raise ValueError(
                 f"config: {key} must be {needed} with teacher_tokenizer: only the targets of the "
-                "two tokenizers have counterparts, the n-th with the n-th"
+                "two tokenizers have counterparts, where they end at the same character"
             )
     for key in ("dataset", "dataset_val"):
         if is_packed(cfg[key]):

@@ -1,53 +1,73 @@
-"""Which target of the student meets which of the teacher."""
+"""The pairs of targets in a batch, and the teacher's hidden states moved to where they belong."""
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from kd_data import collate
-from kd_data.two_tokenizers import TwoTokenizers, at_student_positions, of_teacher
+from kd_data.two_tokenizers import UNPAIRED, TwoTokenizers, at_student_positions, of_teacher
 
 IGNORE = -100
-sides = st.lists(st.booleans(), min_size=1, max_size=9)  # which tokens are a label
 
 
-def sample(labelled, teacher_labelled):
-    tokens, teacher_tokens = range(len(labelled)), range(100, 100 + len(teacher_labelled))
-    return {
-        "tokens": list(tokens),
-        "labels": [t if on else IGNORE for t, on in zip(tokens, labelled, strict=True)],
-        "teacher_tokens": list(teacher_tokens),
-        "teacher_labels": [
-            t if on else IGNORE for t, on in zip(teacher_tokens, teacher_labelled, strict=True)
-        ],
-    }
+class Letters:
+    """A token for each letter, or for each two: its id in hexadecimal spells them."""
+
+    bos_id = eos_id = None
+
+    def decode(self, ids):
+        return "".join(f"{token:x}" for token in ids)
 
 
-@given(st.lists(st.tuples(sides, sides), min_size=1, max_size=4))
-def test_the_nth_target_meets_the_nth(rows):
-    batch = collate([sample(*row) for row in rows], pad_id=7, teacher_pad_id=8)
+SAMPLES = [
+    [{"tokens": t, "labels": [IGNORE, *t[1:]]}] for t in ([0xA, 0xB, 0xC, 0xD], [0xAB, 0xCD])
+]
+LONGER = [[{"tokens": t, "labels": t}] for t in ([0xA, 0xB, 0xCD], [0xAB, 0xC, 0xD, 0xE])]
+
+
+def two(samples):
+    return TwoTokenizers(*samples, Letters(), Letters(), IGNORE)[0]
+
+
+def test_where_the_teacher_meets_the_student():
+    samples = [two(SAMPLES), two(LONGER)]
+    assert [s["teacher_index"] for s in samples] == [
+        [UNPAIRED, UNPAIRED, 0, UNPAIRED],
+        [UNPAIRED, 1, UNPAIRED],
+    ]
+    batch = collate(samples, pad_id=7, teacher_pad_id=8)
+    assert batch["matched"].tolist() == [[False, False, True, False], [False, True, False, False]]
     teacher = of_teacher(batch)
-    assert ((teacher["tokens"] >= 100) | (teacher["tokens"] == 8)).all()
-    for i, (own, teachers) in enumerate(rows):
-        # Position j predicts token j + 1, so these are the positions whose next token is a label.
-        student_at = [j - 1 for j in range(1, len(own)) if own[j]]
-        teacher_at = [j - 1 for j in range(1, len(teachers)) if teachers[j]]
-        expected = dict(zip(student_at, teacher_at, strict=False))
-        matched = batch["matched"][i].nonzero().flatten().tolist()
-        assert {j: batch["teacher_index"][i, j].item() for j in matched} == expected
-
-    hidden = torch.randn(*teacher["tokens"].shape, 3)
+    assert teacher["tokens"].tolist() == [[0xAB, 0xCD, 8, 8], [0xAB, 0xC, 0xD, 0xE]]
+    assert teacher["labels"].tolist() == [[0xCD, IGNORE, IGNORE, IGNORE], [0xC, 0xD, 0xE, IGNORE]]
+    hidden = torch.randn(2, 4, 3)
     moved = at_student_positions(hidden, batch)
     assert moved.shape == (*batch["tokens"].shape, 3)
-    for row, position in batch["matched"].nonzero().tolist():
-        wanted = hidden[row, batch["teacher_index"][row, position]]
-        assert torch.equal(moved[row, position], wanted)
+    assert torch.equal(moved[0, 2], hidden[0, 0])
+    assert torch.equal(moved[1, 1], hidden[1, 1])
+
+
+def test_paired_share():
+    """Of 3 and of 2 targets one each."""
+    student, teacher = (SAMPLES[i] + LONGER[i] for i in (0, 1))
+    assert TwoTokenizers(student, teacher, Letters(), Letters(), IGNORE).paired_share == 2 / 5
+    silent = [{"tokens": [1, 2], "labels": [IGNORE, IGNORE]}]
+    assert TwoTokenizers(silent, silent, Letters(), Letters(), IGNORE).paired_share is None
 
 
 def test_a_blank_sample_matches_nothing():
-    samples = [sample([True] * 4, [True] * 3), sample([True] * 4, [True] * 3) | {"blank": True}]
-    assert collate(samples, pad_id=7)["matched"].sum(1).tolist() == [2, 0]
+    samples = [two(SAMPLES), two(SAMPLES) | {"blank": True}]
+    assert collate(samples, pad_id=7)["matched"].sum(1).tolist() == [1, 0]
+
+
+def test_a_worker_process_pairs(tokenizer):
+    texts = ["Numbers are immutable.", "Modules are imported once."]
+    samples = [{"tokens": (ids := tokenizer.encode(text)), "labels": ids} for text in texts]
+    dataset = TwoTokenizers(samples, samples, tokenizer, tokenizer, IGNORE)
+    loader = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=lambda s: collate(s, 0))
+    (batch,) = loader
+    assert torch.equal(batch["matched"], batch["labels"] != IGNORE)
+    assert torch.equal(of_teacher(batch)["tokens"], batch["tokens"])
 
 
 def test_one_tokenizer_leaves_everything_as_it_is():
@@ -59,4 +79,4 @@ def test_one_tokenizer_leaves_everything_as_it_is():
 
 def test_unequal_datasets_are_refused():
     with pytest.raises(ValueError, match=r"1 samples .* 2 with the teacher's"):
-        TwoTokenizers([{}], [{}, {}])
+        TwoTokenizers([{}], [{}, {}], None, None)

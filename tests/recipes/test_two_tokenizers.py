@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -43,50 +44,70 @@ def run(tune_run, config, tmp_path, *overrides):
     return tune_run("kd_single_device", path, *overrides)
 
 
-def probabilities(directory, text, length):
-    """The descending next-token distributions [targets, V] of one text, by transformers alone."""
+def targets(directory, text, length):
+    """End in the text → the descending distribution [V] of what ends there, by transformers alone.
+
+    The sentences have no characters of several bytes, so each token ends with one. The end token
+    ends behind the text.
+    """
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64)
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    ids = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id][:length]
+    encoding = tokenizer(text, return_offsets_mapping=True)
+    ids = [*encoding["input_ids"], tokenizer.eos_token_id][:length]
+    ends = [*(end for _, end in encoding["offset_mapping"]), len(text) + 1][1:length]
     with torch.no_grad():
         p = model(torch.tensor([ids])).logits[0, :-1].softmax(-1).numpy()
-    return -np.sort(-p, axis=-1)
+    return dict(zip(ends, -np.sort(-p, axis=-1), strict=True))
 
 
-def uld(p, q):
-    """The sum over the targets that both have, each side's n-th with the other's n-th."""
-    number, width = min(len(p), len(q)), max(p.shape[1], q.shape[1])
-    p, q = (np.pad(x[:number], [(0, 0), (0, width - x.shape[1])]) for x in (p, q))
-    return np.abs(p - q).sum(), number
+def uld(teacher, student):
+    """The sum over the targets of both that end together, and their number."""
+    common = teacher.keys() & student.keys()
+    p, q = (np.array([side[end] for end in sorted(common)]) for side in (teacher, student))
+    width = max(p.shape[1], q.shape[1])
+    p, q = (np.pad(x, [(0, 0), (0, width - x.shape[1])]) for x in (p, q))
+    return np.abs(p - q).sum(), len(common)
 
 
 def test_the_divergence_is_transformers(tune_run, config, tmp_path):
-    code, _, err = run(tune_run, config, tmp_path)
+    code, out, err = run(tune_run, config, tmp_path)
     assert code == 0, err
     logged = records(tmp_path / "out")
     student, teacher = config["tokenizer"], config["teacher_tokenizer"]
-    sums = [
+    sums, own = [], 0
+    for text in tiny.SENTENCES:
         # torchtune leaves room for one token more than its dataset needs.
-        uld(*(probabilities(side["checkpoint_dir"], text, 29) for side in (teacher, student)))
-        for text in tiny.SENTENCES
-    ]
+        sides = [targets(side["checkpoint_dir"], text, 29) for side in (teacher, student)]
+        assert sides[0].keys() != sides[1].keys()
+        sums.append(uld(*sides))
+        own += len(sides[1])
     total, number = map(sum, zip(*sums, strict=True))
     assert logged[0]["kd"] == pytest.approx(total / number, rel=1e-5)
     assert logged[-1]["val/kd"] < logged[0]["kd"]
+    assert f"targets paired with the teacher's: {number / own:.0%} " in out + err
     assert json.loads((tmp_path / "out/epoch_2/config.json").read_text())["num_hidden_layers"] == 2
 
 
-def test_some_texts_are_cut_on_one_side_only(config):
-    """Otherwise the test above would not see how targets without counterpart are treated."""
-    lengths = [
-        [
-            len(AutoTokenizer.from_pretrained(config[key]["checkpoint_dir"])(text)["input_ids"])
-            for text in tiny.SENTENCES
-        ]
-        for key in ("tokenizer", "teacher_tokenizer")
-    ]
-    short = [min(a, 29) != min(b, 29) for a, b in zip(*lengths, strict=True)]
-    assert any(short)
+def lower_case(directory, tmp_path):
+    """A copy of a tokenizer that knows no capitals: its texts are others than the student's."""
+    shutil.copytree(directory, tmp_path / "lower")
+    file = tmp_path / "lower" / "tokenizer.json"
+    content = json.loads(file.read_text()) | {"normalizer": {"type": "Lowercase"}}
+    file.write_text(json.dumps(content))
+    return str(tmp_path / "lower")
+
+
+@pytest.mark.parametrize("dry_run", ["true", "false"])
+def test_texts_that_never_meet_are_refused(tune_run, config, tmp_path, dry_run):
+    config["teacher_tokenizer"]["checkpoint_dir"] = lower_case(
+        config["teacher_tokenizer"]["checkpoint_dir"], tmp_path
+    )
+    code, _, err = run(tune_run, config, tmp_path, f"dry_run={dry_run}")
+    assert code != 0
+    assert "Traceback" not in err
+    last = err.strip().splitlines()[-1]
+    assert re.search(r"dataset: only 0.0% of the targets .* teacher_tokenizer", last), last
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -94,7 +115,7 @@ def test_some_texts_are_cut_on_one_side_only(config):
     [
         ({"teacher_tokenizer": None}, "ids differ .* teacher_tokenizer"),
         ({"kd_loss": {"_component_": "kd_losses.ForwardKLLoss"}}, "kd_loss.*kd_losses.ULDLoss"),
-        ({"layer_mapping": "forward"}, "layer_mapping must be none"),
+        ({"layer_mapping": "forward"}, "layer_mapping must be none .* end at the same character"),
         ({"token_scope": {"kd": "all"}}, "token_scope.kd must be labels"),
         ({"prompt_kd_loss": ULD}, "prompt_kd_loss must be null"),
         ({"teacher_tokenizer": {"_component_": "hf_models.tokeniser"}}, "teacher_tokenizer"),
