@@ -1,13 +1,14 @@
 """Columns of text from local files: CSV, TSV, JSON, JSON Lines, Parquet."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
 from datasets import Dataset as Table
-from datasets import Features, Value, load_dataset
+from datasets import Features, Value, load_dataset, logging
 from datasets.exceptions import DatasetGenerationError
 
 from hf_models.missing import missing
@@ -53,14 +54,25 @@ def read_texts(files: Sequence[str | Path], split: str, columns: Sequence[str]) 
             options = options | _as_text(paths, options["sep"])
         if reader == "parquet" and not all(pq.read_metadata(path).num_rows for path in paths):
             raise ValueError("a file has none")
-        table = load_dataset(reader, data_files=list(map(str, paths)), split=split, **options)
+        with _reported_once():
+            table = load_dataset(reader, data_files=list(map(str, paths)), split=split, **options)
     except (DatasetGenerationError, ValueError, OSError) as error:
         why = " ".join(str(error.__cause__ or error).split())
-        why = why.removeprefix("Error tokenizing data. C error: ")  # pandas' own words for nothing
         raise ValueError(f"{names}: cannot read rows: {why}") from error
     for column in columns:
         _check_text(table, column, names)
     return table
+
+
+@contextmanager
+def _reported_once() -> Iterator[None]:
+    """Keep datasets from logging what it raises as well."""
+    level = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _reader(paths: Sequence[Path]) -> tuple[str, dict[str, Any]]:

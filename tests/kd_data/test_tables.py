@@ -153,7 +153,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_a_bad_file_ends_in_one_line_that_names_it(tmp_path, case):
+def test_a_bad_file_ends_in_one_line_that_names_it(tmp_path, caplog, case):
     name, make, words = BAD[case]
     make(tmp_path / name)
     with pytest.raises(ValueError, match=name) as error:
@@ -161,6 +161,7 @@ def test_a_bad_file_ends_in_one_line_that_names_it(tmp_path, case):
     message = str(error.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
+    assert not caplog.records
 
 
 def test_formats_are_not_mixed(tmp_path):

@@ -323,10 +323,6 @@ DATA = {
         prompts("d.csv", "prompt,answer\na,b\n"),
         ["dataset", "d.csv", "'completion'", "prompt, answer"],
     ),
-    "table with a comma too many": (
-        prompts("d.csv", "prompt,completion\na,b\na,b,c\n"),
-        ["dataset", "d.csv", "line 3"],
-    ),
     "table with an empty field": (
         prompts("d.csv", "prompt,completion\na,\n"),
         ["dataset", "d.csv", "'completion'", "row 1"],
