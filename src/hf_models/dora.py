@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torchtune.modules.peft import LoRALinear
 
+from hf_models.precision import master
+
 
 class DoRALinear(LoRALinear):
     """y = m / ‖W'‖ · (W·x + s·B·A·x) + b, where W' = W + s·B·A and s = alpha / rank.
@@ -28,21 +30,26 @@ class DoRALinear(LoRALinear):
         return [*super().adapter_params(), "magnitude"]
 
     def row_scale(self) -> torch.Tensor:
-        """m / ‖W'‖ [out]; its gradient goes to m alone."""
+        """m / ‖W'‖ [out], in the dtype that m is kept in; its gradient goes to m alone."""
+        magnitude = master(self, "magnitude")
         with torch.no_grad():
-            weight = self.weight.to(self.magnitude.dtype)  # one in NF4 is unpacked
             update = self.lora_b.weight @ self.lora_a.weight
+            weight = self.weight.to(update.dtype)  # one in NF4 is unpacked
             norms = row_norms(weight + (self.alpha / self.rank) * update)
-        return self.magnitude / norms
+        return magnitude / norms.to(magnitude.dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in] → [..., out]``."""
         out = super().forward(x)
         unbiased = out if self.bias is None else out - self.bias
-        # In this form the layer starts as exactly the base's.
-        return out + (self.row_scale() - 1) * unbiased
+        # In this form the layer starts as exactly the base's, and a factor near 1 is not rounded.
+        return out + (self.row_scale() - 1).to(out.dtype) * unbiased
 
 
 def row_norms(weight: torch.Tensor) -> torch.Tensor:
-    """‖W‖ [out] of the rows of a weight [out, in]; above 0, so that a row of zeros stays one."""
-    return weight.norm(dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
+    """‖W‖ [out] of the rows of a weight [out, in], in fp32 or wider.
+
+    They are above 0, so that a row of zeros stays one.
+    """
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    return weight.norm(dim=1, dtype=dtype).clamp(min=torch.finfo(dtype).tiny)

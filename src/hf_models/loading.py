@@ -16,7 +16,7 @@ def load_weights(
     model: nn.Module,
     state_dict: Mapping[str, torch.Tensor],
     device: torch.device | str,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Puts weights into ``model``, which may lie on the meta device; afterwards nothing does.
 
@@ -28,7 +28,7 @@ def load_weights(
         model: A decoder by our builders or torchtune's.
         state_dict: All weights but the adapter's, under torchtune's names.
         device: Where the model goes.
-        dtype: What its parameters are.
+        dtype: What its parameters become; by default each keeps the dtype that it was built with.
 
     Raises:
         ValueError: If a weight is missing, unexpected or of the wrong shape.
@@ -40,9 +40,12 @@ def load_weights(
 
 
 def complete_state(
-    model: nn.Module, state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype
+    model: nn.Module, state_dict: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None
 ) -> dict[str, torch.Tensor]:
-    """The checked weights of ``state_dict`` in ``dtype``, and an adapter that changes nothing yet.
+    """The checked weights of ``state_dict``, and an adapter that changes nothing yet.
+
+    All are in ``dtype``, or each in that of the model's parameter: a weight that is kept wider than
+    others comes straight from the file's.
 
     Raises:
         ValueError: If a weight is missing, unexpected or of the wrong shape, or the adapter is of
@@ -57,8 +60,10 @@ def complete_state(
     state = model.state_dict()
     adapter = get_adapter_state_dict(state, device=None)
     _check({name: p.shape for name, p in state.items() if name not in adapter}, state_dict)
-    weights = {name: tensor.to(dtype=dtype) for name, tensor in state_dict.items()}
-    return weights | {name: _start(name, t.shape, dtype, weights) for name, t in adapter.items()}
+    weights = {name: t.to(dtype=dtype or state[name].dtype) for name, t in state_dict.items()}
+    return weights | {
+        name: _start(name, t.shape, dtype or t.dtype, weights) for name, t in adapter.items()
+    }
 
 
 def compute_rope(model: nn.Module, device: torch.device | str) -> None:
@@ -75,7 +80,7 @@ def _start(
 ) -> torch.Tensor:
     """The usual start: A as torch initialises a linear layer, B at 0, DoRA's magnitudes ‖W‖."""
     if name.endswith(".magnitude"):
-        return row_norms(weights[f"{name.removesuffix('magnitude')}weight"])
+        return row_norms(weights[f"{name.removesuffix('magnitude')}weight"]).to(dtype)
     if name.endswith("lora_b.weight"):
         return torch.zeros(shape, dtype=dtype)
     if not name.endswith("lora_a.weight"):

@@ -9,6 +9,7 @@ from torchtune.modules import TiedLinear, TransformerDecoder
 from torchtune.modules.peft import LoRALinear
 
 from hf_models.dora import DoRALinear, row_norms
+from hf_models.precision import master
 from hf_models.quantization import dequantized
 
 
@@ -16,7 +17,8 @@ def head_weight(model: TransformerDecoder) -> torch.Tensor:
     """The output weight ``[V, D]``, tied or not; with LoRA ``W + (alpha / rank)·B·A``, rows scaled
     by DoRA.
 
-    Differentiable in whatever requires grad, for losses that project inside their own chunks.
+    Differentiable in whatever requires grad, for losses that project inside their own chunks. A
+    trained head is given as it is kept, wider than what it is to be multiplied in.
 
     Raises:
         ValueError: If the head has LoRA with dropout, which no single weight expresses, or is of
@@ -24,7 +26,7 @@ def head_weight(model: TransformerDecoder) -> torch.Tensor:
     """
     output = model.output
     if isinstance(output, TiedLinear):
-        return output.tied_module.weight
+        return master(output.tied_module)
     if isinstance(output, LoRALinear):
         if isinstance(output.dropout, nn.Dropout) and output.dropout.p > 0:
             raise ValueError("lora_dropout must be 0 where apply_lora_to_output is true")
@@ -33,7 +35,7 @@ def head_weight(model: TransformerDecoder) -> torch.Tensor:
         return weight * output.row_scale()[:, None] if isinstance(output, DoRALinear) else weight
     if not isinstance(output, nn.Linear):
         raise ValueError(f"an output head of type {type(output).__name__} is not supported")
-    return output.weight
+    return master(output)
 
 
 def merged_state_dict(

@@ -134,8 +134,10 @@ def _quantize_arriving_weight(
         )
     if weight is not None and not isinstance(weight, NF4Tensor):
         state_dict[f"{prefix}weight"] = packed = _nf4(weight)
-        if f"{prefix}magnitude" in state_dict:  # DoRA starts as the base that it has now
-            state_dict[f"{prefix}magnitude"] = row_norms(dequantized(packed))
+        magnitude = state_dict.get(f"{prefix}magnitude")
+        if magnitude is not None:  # DoRA starts as the base that it has now
+            norms = row_norms(dequantized(packed))
+            state_dict[f"{prefix}magnitude"] = norms.to(magnitude.dtype)
 
 
 def _nf4(weight: torch.Tensor) -> NF4Tensor:

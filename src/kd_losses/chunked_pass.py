@@ -99,7 +99,7 @@ class ChunkedPass:
             zero,
             zero.clone(),
             torch.zeros_like(hidden_ND) if hidden_grad else None,
-            # fp32 even for a bf16 head: the gradient is a sum over chunks, and rounding every
+            # fp32 even for a bf16 product: the gradient is a sum over chunks, and rounding every
             # partial sum would lose part of what later chunks add.
             torch.zeros_like(head_VD, dtype=zero.dtype) if head_grad else None,
         )
@@ -117,8 +117,6 @@ class ChunkedPass:
             labels = self.labels[positions]
             self._add_losses_(sums, student_CV, teacher_CV, labels, segment.with_ce)
             self._add_gradients(sums, student_CV, positions)
-        if sums.head_grad is not None:
-            sums.head_grad = sums.head_grad.to(head_VD.dtype)
         return sums
 
     def _split(self, positions: Tensor) -> tuple[Tensor, ...]:

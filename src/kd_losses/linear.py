@@ -35,7 +35,9 @@ class LinearKDLoss(nn.Module):
 
     Each chunk of tokens goes through both heads, its losses and its gradient are taken at once, and
     the next chunk overwrites its logits: memory does not grow with the number of tokens. Matrix
-    products run in the heads' type (or autocast's), everything between them in fp32.
+    products run in the narrower type of hidden states and head (or autocast's), everything between
+    them in fp32. A gradient has the type of what it belongs to: an fp32 head that was multiplied in
+    bf16 gets the fp32 sum over chunks.
 
     Args:
         kd_loss: any `KDLoss`; its ``ignore_index`` says which labels do not count.
@@ -93,7 +95,7 @@ class LinearKDLoss(nn.Module):
         if with_kd:
             if teacher_hidden is None or teacher_head is None:
                 raise ValueError("the divergence needs teacher_hidden and teacher_head")
-            teacher = _projection("teacher", teacher_hidden.detach(), teacher_head.detach(), labels)
+            teacher = _projection("teacher", teacher_hidden, teacher_head, labels)
             if self.kd_loss.shares_vocabulary:
                 shared = shared_vocab_size(student.vocab_size, teacher.vocab_size)
                 student.vocab_size = teacher.vocab_size = shared
@@ -117,10 +119,10 @@ class LinearKDLoss(nn.Module):
             Objective(self.kd_loss, float(self.ce_weight), float(self.kd_weight)),
             self.chunk_size or chunk_rows(widest, labels.device),
         )
-        # The operands already have autocast's type, and the loss arithmetic must stay in fp32.
+        # What is projected already has autocast's type, and the arithmetic must stay in fp32.
         with torch.autocast(labels.device.type, enabled=False):
             total, ce, kd = _LinearKD.apply(
-                student.hidden, student.head, chunked, segments, torch.is_grad_enabled()
+                student_hidden, student_head, chunked, segments, torch.is_grad_enabled()
             )
         return LinearKDOutput(total, ce, kd, labelled.sum())
 
@@ -143,7 +145,10 @@ class _LinearKD(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         need_hidden, need_head = ctx.needs_input_grad[:2]
         sums = chunked.run(segments, grad_enabled and need_hidden, grad_enabled and need_head)
-        ctx.grads = sums.hidden_grad, sums.head_grad
+        head_grad = sums.head_grad
+        if head_grad is not None:
+            head_grad = head_grad.to(student_head.dtype)
+        ctx.grads = sums.hidden_grad, head_grad
         ctx.mark_non_differentiable(sums.ce, sums.kd)
         weights = chunked.objective
         return weights.ce_weight * sums.ce + weights.kd_weight * sums.kd, sums.ce, sums.kd
@@ -167,7 +172,10 @@ def _projection(side: str, hidden: Tensor, head: Tensor, labels: Tensor) -> Proj
             f"{list(hidden.shape)}, {list(head.shape)} and {list(labels.shape)}"
         )
     device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head.dtype
+    dtype = min(head.dtype, hidden.dtype, key=lambda one: one.itemsize)
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    hidden, head = hidden.detach(), head.detach()  # the gradient is taken by hand
     return Projection(hidden.to(dtype), head.to(dtype), len(head))
 
 

@@ -16,6 +16,7 @@ from torchtune.modules.loss import CEWithChunkedOutputLoss
 from torchtune.modules.peft import get_adapter_params, set_trainable_params
 
 from hf_models import HFCheckpointer
+from hf_models.precision import keep_masters
 from hf_models.quantization import NF4
 from kd_losses import ForwardKLLoss, KDLoss
 from kd_training.config import component
@@ -40,6 +41,9 @@ def build_decoder(cfg: DictConfig, key: str, dtype: torch.dtype) -> Any:
 def build_student(cfg: DictConfig, dtype: torch.dtype) -> Any:
     """The student with its adapter (or, without one, all of its weights) trainable.
 
+    What is trained is kept in fp32, except by an optimizer that rounds bf16 weights at random: such
+    updates add up although each is below a weight's precision.
+
     Raises:
         ValueError: If it cannot be built, has no adapter although only that is to be saved, or its
             activations cannot be offloaded.
@@ -62,6 +66,8 @@ def build_student(cfg: DictConfig, dtype: torch.dtype) -> Any:
     if cfg.enable_activation_offloading:
         check_offloading(cfg)
         offload_activations(student)
+    if adapter or not cfg.optimizer.get("bf16_stochastic_round"):
+        keep_masters(student, dtype)
     return student
 
 

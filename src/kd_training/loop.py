@@ -179,6 +179,7 @@ class Loop:
             self.trainer.checkpointer,
             self.placement,
             epoch,
+            self.trainer.dtype,
             last=epoch + 1 == self.cfg.epochs,
             adapter_only=self.cfg.save_adapter_weights_only,
             best=best,

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors import SafetensorError
 from torchtune import training
@@ -74,6 +75,7 @@ def save_student(
     checkpointer: Any,
     placement: Placement,
     epoch: int,
+    dtype: torch.dtype,
     *,
     last: bool,
     adapter_only: bool = False,
@@ -91,7 +93,9 @@ def save_student(
     if placement.rank != 0:
         return None
     merged, adapter, adapter_config = merged_state_dict(student, state)
-    checkpoint = {training.MODEL_KEY: merged}
+    checkpoint: dict[str, Any] = {
+        training.MODEL_KEY: {name: tensor.to(dtype) for name, tensor in merged.items()}
+    }
     if adapter is not None:
         checkpoint |= {training.ADAPTER_KEY: adapter, training.ADAPTER_CONFIG: adapter_config}
     # Only our own checkpointer can write a folder that is not an epoch's.

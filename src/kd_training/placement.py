@@ -19,12 +19,10 @@ class Placement(Protocol):
     rank: int
     world_size: int
 
-    def place(self, model: nn.Module, checkpointer: Any, dtype: torch.dtype) -> None:
-        """Give a decoder that was built on the meta device the checkpointer's weights."""
+    def place(self, model: nn.Module, checkpointer: Any) -> None:
+        """Give a decoder on the meta device the checkpointer's weights, each in its dtype."""
 
-    def place_teacher(
-        self, model: Any, checkpointer: Any, dtype: torch.dtype, quantization: Any = None
-    ) -> None:
+    def place_teacher(self, model: Any, checkpointer: Any, quantization: Any = None) -> None:
         """The same for a frozen decoder, which may be placed otherwise, in 4 or 8 bits."""
 
     def place_module(self, module: nn.Module) -> None:
@@ -59,15 +57,13 @@ class OneDevice:
     def __init__(self, device: str) -> None:
         self.device = find_device(device)
 
-    def place(self, model: nn.Module, checkpointer: Any, dtype: torch.dtype) -> None:
-        """Give a decoder that was built on the meta device the checkpointer's weights."""
-        load_weights(model, read_weights(checkpointer), self.device, dtype)
+    def place(self, model: nn.Module, checkpointer: Any) -> None:
+        """Give a decoder on the meta device the checkpointer's weights, each in its dtype."""
+        load_weights(model, read_weights(checkpointer), self.device)
 
-    def place_teacher(
-        self, model: Any, checkpointer: Any, dtype: torch.dtype, quantization: Any = None
-    ) -> None:
+    def place_teacher(self, model: Any, checkpointer: Any, quantization: Any = None) -> None:
         """The same for a frozen decoder, in 4 or 8 bits if asked for."""
-        load_whole(model, checkpointer, dtype, self.device, quantization)
+        load_whole(model, checkpointer, self.device, quantization)
 
     def place_module(self, module: nn.Module) -> None:
         """Move the module to the device."""
@@ -97,14 +93,12 @@ class OneDevice:
         return {name: value.detach().cpu() for name, value in model.state_dict().items()}
 
 
-def load_whole(
-    model: Any, checkpointer: Any, dtype: torch.dtype, device: torch.device, quantization: Any
-) -> None:
+def load_whole(model: Any, checkpointer: Any, device: torch.device, quantization: Any) -> None:
     """Put a whole frozen decoder on a device; one in few bits never lies there unquantised."""
     if quantization is None:
-        load_weights(model, read_weights(checkpointer), device, dtype)
+        load_weights(model, read_weights(checkpointer), device)
         return
-    load_weights(model, read_weights(checkpointer), "cpu", dtype)
+    load_weights(model, read_weights(checkpointer), "cpu")
     quantize(model, quantization, device)
 
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from hf_models import head_weight
+from hf_models.precision import compute_dtype, gather_dtype
 from kd_data.two_tokenizers import of_teacher
 from kd_losses import ForwardKLLoss, LinearKDLoss
 from kd_losses.chunk_size import chunk_bytes
@@ -31,7 +32,8 @@ class Memory:
     """Bytes that one device will hold, roughly.
 
     Attributes:
-        student: Weights, gradients and optimizer state of the student.
+        student: Weights of the student; masters, gradients and optimizer state of what is trained;
+            and the copies of masters that are computed with.
         teacher: The teacher's weights.
         gathered: What sharding has to bring together: two layers at a time, and embeddings and
             head, which stay, because the loss projects with the head outside of the forward.
@@ -67,13 +69,13 @@ def estimate_memory(
     """Count bytes from the models on the meta device, the batch and the number of devices."""
     # One device takes the config of many as it is.
     shards = max(1, placement.world_size // cfg.data_parallel_replicate_dim)
-    total, trainable = count_parameters(student)
-    weights = (total + trainable * (1 + _OPTIMIZER_STATES)) * dtype.itemsize / shards
+    trained = _bytes(student, trained=True) * (1 + _OPTIMIZER_STATES)
+    weights = (_bytes(student) + trained) / shards + _copies(cfg, student, dtype, shards)
     gathered = _gathered(student, shards) * dtype.itemsize
     teacher_weights = 0.0
     if teacher is not None:
         teacher_shards = 1 if cfg.teacher_sharding == "none" else shards
-        teacher_weights = count_parameters(teacher)[0] * dtype.itemsize / teacher_shards
+        teacher_weights = _bytes(teacher) / teacher_shards
         gathered += _gathered(teacher, teacher_shards) * dtype.itemsize
     length = OmegaConf.select(cfg, "tokenizer.max_seq_len") or _MEASURED_BY
     width = cfg.batch_size * length * student.tok_embeddings.embedding_dim * dtype.itemsize
@@ -90,11 +92,31 @@ def estimate_memory(
     return Memory(weights, teacher_weights, gathered, kept * width, logits)
 
 
+def _bytes(model: nn.Module, trained: bool = False) -> int:
+    """Of all weights, or of those that are trained, each in its dtype."""
+    kept = [p for p in model.parameters() if p.requires_grad or not trained]
+    return sum(p.numel() * p.dtype.itemsize for p in kept)
+
+
+def _copies(cfg: DictConfig, student: Any, dtype: torch.dtype, shards: int) -> float:
+    """Of masters in ``dtype``: a layer keeps its for the backward, unless it is checkpointed."""
+    gathered = shards > 1 and gather_dtype(student) is not None  # and counted as that
+    if compute_dtype(student) is None or gathered:
+        return 0.0
+    trained, of_layers = count_parameters(student)[1], count_parameters(student.layers)[1]
+    if cfg.enable_activation_checkpointing:
+        trained += of_layers // len(student.layers) - of_layers
+    return trained * dtype.itemsize
+
+
 def _gathered(model: Any, shards: int) -> float:
-    """Parameters that a rank holds of the others' shares at the peak."""
+    """Parameters that a rank holds at the peak beside its own shares."""
+    if shards == 1:
+        return 0.0
     layer = count_parameters(model.layers[0])[0]
     outside = count_parameters(model)[0] - count_parameters(model.layers)[0]
-    return (1 - 1 / shards) * (2 * layer + outside)
+    own = 1 / shards if gather_dtype(model) is None else 0.0  # a copy in another dtype is no share
+    return (1 - own) * (2 * layer + outside)
 
 
 def available_memory(device: torch.device) -> float:
@@ -111,10 +133,10 @@ def check_disk(cfg: DictConfig, student: Any, dtype: torch.dtype, output_dir: Pa
     Raises:
         ValueError: If they do not.
     """
-    total, trainable = count_parameters(student)
     students = cfg.epochs + (cfg.dataset_val is not None)
-    states = (cfg.keep_last_n + 1) * trainable * (1 + _OPTIMIZER_STATES)
-    needed = (students * (0 if cfg.save_adapter_weights_only else total) + states) * dtype.itemsize
+    one = 0 if cfg.save_adapter_weights_only else count_parameters(student)[0] * dtype.itemsize
+    states = (cfg.keep_last_n + 1) * _bytes(student, trained=True) * (1 + _OPTIMIZER_STATES)
+    needed = students * one + states
     free = shutil.disk_usage(nearest_existing(output_dir)).free
     if needed > free:
         raise ValueError(

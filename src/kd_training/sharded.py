@@ -16,11 +16,18 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
 )
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+)
 from torch.distributed.tensor import DTensor
 from torchtune import training
 
 from hf_models.loading import complete_state, compute_rope
+from hf_models.precision import gather_dtype
 from kd_training.config import check_config
 from kd_training.launcher import last_words
 from kd_training.placement import find_device, load_whole, read_weights
@@ -70,21 +77,16 @@ class Sharded:
         self._reshard = reshard_after_forward
         # The shards of CPU processes are in host memory as it is.
         self._offload = cpu_offload and self.device.type != "cpu"
+        self._offload_policy = CPUOffloadPolicy() if self._offload else OffloadPolicy()
         self._shard_teacher = shard_teacher
         self._mesh = _mesh(self.device, self.world_size, replicas)
 
-    def place(self, model: nn.Module, checkpointer: Any, dtype: torch.dtype) -> None:
+    def place(self, model: nn.Module, checkpointer: Any) -> None:
         """Shard the decoder, then send each weight from rank 0 to those who hold a part of it."""
         state: dict[str, Any] = {}
         if self.rank == 0:
-            state = complete_state(model, read_weights(checkpointer), dtype)
-        training.shard_model(
-            model,
-            self._conditions,
-            cpu_offload=self._offload,
-            reshard_after_forward=self._reshard,
-            dp_mesh=self._mesh,
-        )
+            state = complete_state(model, read_weights(checkpointer))
+        self._shard(model)
         # The loss uses the head after the forward has ended. The root holds it, unless it is tied
         # to embeddings that are gathered on their own.
         for module in (model, getattr(model.output, "tied_module", None)):
@@ -97,30 +99,43 @@ class Sharded:
         compute_rope(model, self.device)
         training.validate_no_params_on_meta_device(model)
 
-    def place_teacher(
-        self, model: Any, checkpointer: Any, dtype: torch.dtype, quantization: Any = None
-    ) -> None:
+    def _shard(self, model: nn.Module) -> None:
+        """Shard layers (and what the config names) each on its own, and the rest with the model.
+
+        torchtune's ``shard_model`` does the same, but without mixed precision.
+        """
+        options: dict[str, Any] = {
+            "mesh": self._mesh,
+            "reshard_after_forward": self._reshard,
+            "mp_policy": MixedPrecisionPolicy(gather_dtype(model), reduce_dtype=torch.float32),
+            "offload_policy": self._offload_policy,
+        }
+        for name, module in reversed(list(model.named_modules())):
+            if any(condition(name, module) for condition in self._conditions):
+                fully_shard(module, **options)
+        fully_shard(model, **options)
+
+    def place_teacher(self, model: Any, checkpointer: Any, quantization: Any = None) -> None:
         """Shard the teacher, or give every device a whole one, read from the mapped files.
 
         Raises:
             ValueError: If a quantised one is to be sharded.
         """
         if not self._shard_teacher:
-            load_whole(model, checkpointer, dtype, self.device, quantization)
+            load_whole(model, checkpointer, self.device, quantization)
         elif quantization is not None:
             raise ValueError(
                 "config: teacher_quantization needs a whole teacher on each device: set "
                 "teacher_sharding: none"
             )
         else:
-            self.place(model, checkpointer, dtype)
+            self.place(model, checkpointer)
 
     def place_module(self, module: nn.Module) -> None:
         """Shard a small module as one piece."""
         module.to(self.device)
-        policy = CPUOffloadPolicy() if self._offload else OffloadPolicy()
         if any(True for _ in module.parameters()):
-            fully_shard(module, mesh=self._mesh, offload_policy=policy)
+            fully_shard(module, mesh=self._mesh, offload_policy=self._offload_policy)
 
     def backward(self, total: Tensor) -> None:
         """Add the gradient summed over ranks; FSDP averages it, which is undone beforehand."""

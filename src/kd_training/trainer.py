@@ -98,14 +98,9 @@ class Trainer:
     def load(self) -> None:
         """Read the weights, make optimizer and scheduler, go on from a checkpoint if asked to."""
         cfg, placement = self.cfg, self.placement
-        placement.place(self.student, self.checkpointer, self.dtype)
+        placement.place(self.student, self.checkpointer)
         if self.teacher is not None:
-            placement.place_teacher(
-                self.teacher,
-                self.teacher_checkpointer,
-                self.dtype,
-                self.quantization,
-            )
+            placement.place_teacher(self.teacher, self.teacher_checkpointer, self.quantization)
         trainable = nn.ModuleDict({"student": self.student})
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         groups: list[dict[str, Any]] = [{"params": parameters}]
