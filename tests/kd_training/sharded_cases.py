@@ -67,6 +67,7 @@ CASES: dict[str, dict[str, Any]] = {
     "cpu offload": NARROW | CLIPPED_SUM | {"fsdp_cpu_offload": True},
     "bf16": {"dtype": "bf16"},
     "bf16, all weights": FULL | {"dtype": "bf16"},
+    "bf16, DoRA and projections": NARROW | {"dtype": "bf16", "model.use_dora": True},
     "compile": {"compile": True},
 }
 # Runs that end with an error on every rank, or are told to go on after it.

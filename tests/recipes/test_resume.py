@@ -192,6 +192,7 @@ OTHERS = {
     "SGD": {"optimizer": {"_component_": "torch.optim.SGD", "lr": 0.1}},
     "momentum": {"optimizer": {"_component_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}},
     "bf16": {"dtype": "bf16"},
+    "bf16, all weights": {"dtype": "bf16", "model": {"_component_": "hf_models.decoder"}},
     "checkpointed activations": {"enable_activation_checkpointing": True},
     "another seed each time": {"seed": None},
     "grouped by length": {"group_by_length": True},
@@ -199,7 +200,7 @@ OTHERS = {
 }
 
 
-QUICK = ("all weights", "SGD", "another seed each time", "grouped by length")
+QUICK = ("bf16", "all weights", "SGD", "another seed each time", "grouped by length")
 slow = pytest.mark.slow
 
 
