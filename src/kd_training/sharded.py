@@ -181,7 +181,17 @@ def _mesh(device: torch.device, world_size: int, replicas: int) -> DeviceMesh:
 
 
 def make_sharded(cfg: DictConfig) -> Sharded:
-    """The placement that a checked config describes, on the ranks of the process group."""
+    """The placement that a checked config describes, on the ranks of the process group.
+
+    Raises:
+        ValueError: If it has a bad value, or weights are to be rounded at random, which torchao can
+            do to whole ones only.
+    """
+    if cfg.optimizer.get("bf16_stochastic_round"):
+        raise ValueError(
+            "config: optimizer.bf16_stochastic_round rounds whole weights, not the shares that "
+            "kd_distributed keeps; leave it out: what is trained is then kept in fp32"
+        )
     return Sharded(
         cfg.device,
         reshard_after_forward=cfg.fsdp_reshard_after_forward,

@@ -290,6 +290,30 @@ def test_bf16_head_gradient_is_summed_in_fp32() -> None:
     torch.testing.assert_close(head.grad[1].item(), expected, rtol=1e-2, atol=0)
 
 
+def test_an_fp32_head_is_multiplied_in_the_hidden_states_bf16() -> None:
+    """Its gradient is the sum over chunks as it is, (1 + 999 / 512) / 2, of which bf16 drops a bit."""
+    num = 1000
+    hidden = torch.full((num, 1), 1 / 512, dtype=torch.bfloat16)
+    hidden[0] = 1.0
+    head = torch.zeros(2, 1, requires_grad=True)
+    labels = torch.zeros(num, dtype=torch.long)
+    linear = LinearKDLoss(ForwardKLLoss(), 1.0, 0.0, chunk_size=1)
+    linear(hidden, head, None, None, labels).total.backward()
+    assert head.grad is not None
+    assert head.grad.dtype == torch.float32
+    assert head.grad[1].item() == (1 + 999 / 512) / 2 != head.grad[1].bfloat16().item()
+
+    batch = make_batch(dtype=torch.bfloat16)
+    kept = batch.student_head.detach().float() * (1 + 2**-12)  # what bf16 rounds off
+    wide = batch._replace(student_head=kept.requires_grad_())
+    linear = LinearKDLoss(ForwardKLLoss(), 0.1, 0.1, chunk_size=4)
+    assert torch.equal(linear(*wide).total, linear(*batch).total)
+    for grad, rounded in zip(
+        gradients(linear(*wide), wide), gradients(linear(*batch), batch), strict=True
+    ):
+        assert torch.equal(grad.bfloat16(), rounded)
+
+
 def emulate_widening_products(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let this device's matrix product return fp32 for bf16 operands, as CUDA's does."""
     mm = torch.mm

@@ -187,7 +187,8 @@ def test_full_finetuning_without_an_adapter(tune_run, config_file, tiny_run, tmp
     assert all(not torch.equal(before[k], after[k]) for k in before)
 
 
-def test_torchtunes_own_builders_and_checkpointer(tune_run, config_file, tmp_path):
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_torchtunes_own_builders_and_checkpointer(tune_run, config_file, tmp_path, dtype):
     directory = tiny.save_model(tmp_path / "qwen2", "qwen2", num_hidden_layers=2)
     sizes = {
         "vocab_size": AutoConfig.from_pretrained(directory).vocab_size,
@@ -214,10 +215,13 @@ def test_torchtunes_own_builders_and_checkpointer(tune_run, config_file, tmp_pat
     config["checkpointer"] = {**checkpointer, "output_dir": str(tmp_path / "out")}
     config["teacher_checkpointer"] = {**checkpointer, "output_dir": str(tmp_path / "unused")}
     config_file.write_text(yaml.safe_dump(config))
-    code, _, err = tune_run("kd_single_device", config_file)
+    code, _, err = tune_run("kd_single_device", config_file, f"dtype={dtype}")
     assert code == 0, err
     lines = (tmp_path / "out" / "logs" / "metrics.jsonl").read_text().splitlines()
     first = json.loads(lines[0])
     assert first["kd"] == pytest.approx(0, abs=1e-5)
     assert first["ir"] == pytest.approx(0, abs=1e-5)
-    assert list((tmp_path / "out" / "epoch_0").glob("*.safetensors"))
+    files = (tmp_path / "out" / "epoch_0").glob("*.safetensors")
+    (exported,) = (file for file in files if "adapter" not in file.name)
+    dtypes = {tensor.dtype for tensor in load_file(exported).values()}
+    assert dtypes == {torch.bfloat16 if dtype == "bf16" else torch.float32}

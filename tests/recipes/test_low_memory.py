@@ -38,6 +38,19 @@ def _no_weights(monkeypatch):
     monkeypatch.setattr(HFCheckpointer, "load_checkpoint", lambda _: pytest.fail("too late"))
 
 
+@pytest.fixture
+def one_rank(monkeypatch):
+    """Makes this process what the launcher would start."""
+
+    def start():
+        monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
+        variables = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return start
+
+
 def totals(tmp_path):
     lines = (tmp_path / "out" / "logs" / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line)["total"] for line in lines]
@@ -114,12 +127,9 @@ def test_checkpointed_activations_change_nothing(tune_run, config_file, tmp_path
 
 @pytest.mark.usefixtures("_no_weights")
 @pytest.mark.parametrize("recipe", ["kd_single_device", "kd_distributed"])
-def test_offloading_activations_needs_a_gpu(tune_run, config_file, tmp_path, monkeypatch, recipe):
-    if recipe == "kd_distributed":  # one rank, here
-        monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
-        variables = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
+def test_offloading_activations_needs_a_gpu(tune_run, config_file, tmp_path, one_rank, recipe):
+    if recipe == "kd_distributed":
+        one_rank()
     overrides = ["enable_activation_offloading=true", "enable_activation_checkpointing=true"]
     code, _, err = tune_run(recipe, config_file, *overrides)
     assert code == 1
@@ -187,4 +197,18 @@ def test_an_optimizer_that_cannot_be_resumed_is_refused(tune_run, config_file, t
     last = err.strip().splitlines()[-1]
     assert last.startswith("error: config: optimizer: torchao.optim.CPUOffloadOptimizer cannot be")
     assert "use torchao.optim.AdamW8bit, or kd_distributed with fsdp_cpu_offload: true" in last
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("_no_weights")
+@pytest.mark.parametrize("dry_run", ["true", "false"])
+def test_shares_of_weights_are_not_rounded_at_random(
+    tune_run, config_file, tmp_path, one_rank, dry_run
+):
+    one_rank()
+    optimizer = [f"{OPTIMIZER}._AdamW", "optimizer.bf16_stochastic_round=true"]
+    code, _, err = tune_run("kd_distributed", config_file, *optimizer, f"dry_run={dry_run}")
+    assert code == 1
+    wanted = "error: config: optimizer.bf16_stochastic_round rounds whole weights, not the shares"
+    assert wanted in err.strip().splitlines()[-1]
     assert not (tmp_path / "out").exists()
