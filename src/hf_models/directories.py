@@ -42,6 +42,18 @@ def put_back(target: Path) -> None:
         previous.rename(target)
 
 
+def recover(folder: Path, targets: str) -> None:
+    """Undo what killed processes left half done in ``folder``, of targets with such names.
+
+    A directory that had been moved away for its successor is put back; half-written ones go.
+    """
+    for previous in folder.glob(f".{targets}.previous"):
+        put_back(previous.with_name(previous.name.removeprefix(".").removesuffix(".previous")))
+    for kind in ("previous", "partial"):
+        for leftover in folder.glob(f".{targets}.{kind}"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 def flush_to_disk(directory: Path) -> None:
     """Make sure that the files of a directory, and their names, survive a loss of power."""
     for path in (*directory.rglob("*"), directory):

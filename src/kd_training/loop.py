@@ -1,20 +1,21 @@
 """The training loop: the same from one CPU to many GPUs."""
 
+import math
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from kd_analysis.model_card import write_model_card
 from kd_analysis.plots import plot_losses
 from kd_training import output, preflight
 from kd_training.data import first_batch, grouped, skip_to
 from kd_training.matching import pairs_of_epoch
 from kd_training.metrics import METRICS_FILE, Metrics, peak_memory_gib
-from kd_training.recipe_state import save_state
+from kd_training.saving import Saving
 from kd_training.step import NonFiniteError
 from kd_training.stop_signal import StopSignal
+from kd_training.validation import measure
+from kd_training.writing import WriteError
 
 if TYPE_CHECKING:
     from kd_training.trainer import Trainer
@@ -31,7 +32,6 @@ class Loop:
         self.trainer, self.cfg, self.progress = trainer, trainer.cfg, trainer.progress
         self.placement, self.data = trainer.placement, trainer.data
         self.matcher = trainer.objective.matcher
-        self.newest: dict[str, float] = {}  # the last numbers of each kind, for the model card
 
     def run(self) -> None:
         """Run all epochs, save a student after each, and draw the loss curves."""
@@ -39,14 +39,16 @@ class Loop:
         try:
             self._introduce()
             with self.trainer.profiler, StopSignal(self.placement) as stop:
+                self.saving.owed()
                 for epoch in range(self.progress.epoch, self.cfg.epochs):
                     self._train_epoch(epoch, stop)
-                    self._save_student(epoch)
-                    self._save_state()
+                    self.saving.epoch()
+        except WriteError as err:
+            raise OSError(f"{err}; {self.saving.checkpoints.way_on()}") from err
         finally:
             self.metrics.close()
         if self.placement.rank == 0:
-            output.write_summary(self.trainer.output_dir, self._summary())
+            output.write_summary(self.trainer.output_dir, self.saving.summary())
             plot_losses(
                 self.trainer.output_dir / METRICS_FILE,
                 self.trainer.output_dir / "logs" / "loss.png",
@@ -58,6 +60,7 @@ class Loop:
         if self.placement.rank == 0:
             previous = output.start_output(self.cfg, self.trainer.output_dir, resumed)
         self.placement.wait()
+        self.saving = Saving(self.trainer)
         self.metrics = Metrics(
             self.cfg,
             self.trainer.output_dir,
@@ -71,8 +74,13 @@ class Loop:
             self.metrics.say(f"the earlier run in {self.trainer.output_dir} is now in {previous}")
 
     def _introduce(self) -> None:
-        if self.trainer.checkpoint is not None:
-            self.metrics.say(f"resumed from {self.trainer.checkpoint}")
+        progress, checkpoint = self.progress, self.trainer.checkpoint
+        if checkpoint is not None:
+            self.metrics.say(f"resumed from {checkpoint}")
+            if progress.owed is not None:
+                self.metrics.say(f"first exports the student that was not exported: {progress.owed}")
+            if progress.epoch >= self.cfg.epochs:
+                self.metrics.say(f"all {progress.epoch} epochs are done: nothing is left to train")
         for line in self.trainer.plan():
             self.metrics.say(line)
         batch = first_batch(self.data.loader, self.placement.device)
@@ -81,6 +89,21 @@ class Loop:
             trainer.student, trainer.teacher, batch, trainer.objective.ignore_index
         ):
             self.metrics.say(f"warning: {warning}")
+        self._check_measure()
+
+    def _check_measure(self) -> None:
+        """Totals that were measured otherwise cannot tell which student is the best."""
+        progress, loader = self.progress, self.data.val_loader
+        if loader is None:
+            return
+        now = measure(self.cfg, loader, self.placement)
+        if progress.best < math.inf and progress.best_by != now:
+            self.metrics.say(
+                "warning: dataset_val, its tokenizer, the teacher or the objective is not that of "
+                f"the best validation so far ({progress.best:.4g}): best/ is chosen anew"
+            )
+            progress.best = math.inf
+        progress.best_by = now
 
     def _train_epoch(self, epoch: int, stop: StopSignal) -> None:
         cfg, progress = self.cfg, self.progress
@@ -96,7 +119,7 @@ class Loop:
             values = self._step(micro_batches)
             self._log(values, time.perf_counter() - start)
             self.trainer.profiler.step()
-            self._validate(epoch)
+            self._validate()
             self._save_or_stop(stop)
             start = time.perf_counter()
         progress.epoch, progress.step_in_epoch = epoch + 1, 0
@@ -122,12 +145,12 @@ class Loop:
             values["peak_memory_gib"] = peak_memory_gib(self.placement.device)
         self.progress.seconds += seconds
         self.progress.tokens += tokens
-        self.newest |= values
+        self.progress.newest |= values
         self.metrics.advance(values)
         if self.progress.global_step % self.cfg.log_every_n_steps == 0:
             self.metrics.log(values, self.progress.global_step)
 
-    def _validate(self, epoch: int) -> None:
+    def _validate(self) -> None:
         every = self.cfg.run_val_every_n_steps or self.trainer.total_steps
         step = self.progress.global_step
         due = step % every == 0 or step == self.trainer.total_steps
@@ -135,12 +158,12 @@ class Loop:
             return
         values = self.trainer.validator.run(self.trainer.student)
         named = {f"val/{k}": v for k, v in values.items()}
-        self.newest |= named
+        self.progress.newest |= named
         self.metrics.log(named, step)
         if values["total"] < self.progress.best:
             self.progress.best = values["total"]
             if output.keeps_best(self.trainer.checkpointer):
-                self._save_student(epoch, best=True)
+                self.saving.best()
 
     def _save_or_stop(self, stop: StopSignal) -> None:
         """Save after every n-th step; after a signal save and exit with 128 + its number."""
@@ -150,50 +173,13 @@ class Loop:
         received = stop.agreed()
         if received is None:
             if every and step % every == 0 and not ended:
-                self._save_state()
+                self.saving.state()
             return
-        path = self._save_state()
+        self.saving.state()
+        saved = self.saving.checkpoints.newest
         self.metrics.say(
-            f"{received.name} after step {step}: saved {path}; go on with\n"
+            f"{received.name} after step {step}: saved {saved}; go on with\n"
             f"tune run {self.placement.command} --config {self.trainer.output_dir / 'config.yaml'} "
             "resume_from_checkpoint=true"
         )
         raise SystemExit(128 + received)
-
-    def _save_state(self) -> Path:
-        tensors, facts = self.trainer.state.tensors_and_facts()
-        facts["pairs"] = self.matcher and self.matcher.pairs
-        facts["data"], facts["seed"] = self.data.facts(), self.trainer.seed
-        return save_state(
-            self.trainer.output_dir,
-            self.progress.global_step,
-            tensors,
-            facts,
-            self.placement,
-            self.cfg.keep_last_n,
-        )
-
-    def _save_student(self, epoch: int, best: bool = False) -> None:
-        directory = output.save_student(
-            self.trainer.student,
-            self.trainer.checkpointer,
-            self.placement,
-            epoch,
-            self.trainer.dtype,
-            last=epoch + 1 == self.cfg.epochs,
-            adapter_only=self.cfg.save_adapter_weights_only,
-            best=best,
-        )
-        if directory is not None and not self.cfg.save_adapter_weights_only:
-            pairs = None if self.matcher is None else self.matcher.pairs
-            write_model_card(directory, self.cfg, self.newest | self._summary(), pairs)
-
-    def _summary(self) -> dict[str, float]:
-        progress = self.progress
-        return {
-            "steps": progress.global_step,
-            "label_tokens": progress.tokens,
-            "training_seconds": progress.seconds,
-            "tokens_per_second": progress.tokens / max(progress.seconds, 1e-9),
-            "peak_memory_gib": peak_memory_gib(self.placement.device),
-        }

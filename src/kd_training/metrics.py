@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from kd_analysis.public_config import log_config
 from kd_training.config import component
+from kd_training.writing import WriteError
 
 METRICS_FILE = Path("logs") / "metrics.jsonl"
 _DETAIL = re.compile(r"\bir/|\bweight/")
@@ -77,10 +78,7 @@ class Metrics:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
         except OSError as err:
-            raise OSError(
-                f"{self._file.name} could not be written: {err}; free some space, then set "
-                "resume_from_checkpoint=true"
-            ) from err
+            raise WriteError(f"{self._file.name} could not be written: {err}") from err
         for logger in self._loggers:
             logger.log_dict(values, step=step)
 

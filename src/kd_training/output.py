@@ -3,19 +3,22 @@
 import json
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors import SafetensorError
 from torchtune import training
 
 from hf_models import HFCheckpointer, merged_state_dict
+from hf_models.directories import recover
 from kd_training.placement import Placement
+from kd_training.recipe_state import STATE_DIR
+from kd_training.writing import WriteError, on_all_ranks
 
-_RUN_FILES = ("epoch_*", "best", "logs", "recipe_state", "config.yaml")
-BEST = "best"
+BEST, EPOCH = "best", "epoch"  # the kinds of students
+_RUN_FILES = ("epoch_*", BEST, "logs", STATE_DIR, "config.yaml")
 
 
 def check_writable(output_dir: Path) -> None:
@@ -40,6 +43,35 @@ def nearest_existing(path: Path) -> Path:
     return next(p for p in (path, *path.parents) if p.exists())
 
 
+def mend(output_dir: Path) -> None:
+    """Put back what a killed run was replacing, and remove what it had half written."""
+    recover(output_dir / STATE_DIR, "step_*")
+    recover(output_dir, BEST)
+    recover(output_dir, "epoch_*")
+    for student in (output_dir / BEST, *output_dir.glob("epoch_*")):
+        recover(student, "adapter")
+
+
+def replaced_files(cfg: DictConfig, progress: Mapping[str, Any] | None) -> list[Path]:
+    """What is there already that a run will move to ``previous/`` or write over.
+
+    Args:
+        cfg: The run's config.
+        progress: How far the run is that it goes on with; None for a new one.
+    """
+    first_epoch = 0 if progress is None else progress["epoch"] - (progress["owed"] == EPOCH)
+    names = [f"epoch_{epoch}" for epoch in range(first_epoch, cfg.epochs)]
+    if cfg.dataset_val is not None:
+        names.append(BEST)
+    folder = Path(cfg.checkpointer.get("output_dir") or cfg.output_dir)
+    students = [folder / name for name in names if (folder / name).exists()]
+    return students + ([] if progress is not None else _run_files(Path(cfg.output_dir)))
+
+
+def _run_files(output_dir: Path) -> list[Path]:
+    return [path for pattern in _RUN_FILES for path in output_dir.glob(pattern)]
+
+
 def start_output(cfg: DictConfig, output_dir: Path, resumed: bool) -> Path | None:
     """Make the directory and its config.yaml; an earlier run's files move to ``previous/<n>``.
 
@@ -50,7 +82,7 @@ def start_output(cfg: DictConfig, output_dir: Path, resumed: bool) -> Path | Non
         Where the earlier run's files are now; None if there were none.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    earlier = [path for pattern in _RUN_FILES for path in output_dir.glob(pattern)]
+    earlier = _run_files(output_dir)
     previous = None
     if earlier and not resumed:
         kept = [int(p.name) for p in output_dir.glob("previous/*") if p.name.isdigit()]
@@ -87,20 +119,19 @@ def save_student(
         The directory, where it is one of ours and this rank has written it.
 
     Raises:
-        OSError: If it cannot be written; an earlier one at its place stays as it is.
+        WriteError: On every rank, if it cannot be written; an earlier one at its place stays.
     """
     state = placement.full_state_dict(student)
-    if placement.rank != 0:
-        return None
-    merged, adapter, adapter_config = merged_state_dict(student, state)
-    checkpoint: dict[str, Any] = {
-        training.MODEL_KEY: {name: tensor.to(dtype) for name, tensor in merged.items()}
-    }
-    if adapter is not None:
-        checkpoint |= {training.ADAPTER_KEY: adapter, training.ADAPTER_CONFIG: adapter_config}
     # Only our own checkpointer can write a folder that is not an epoch's.
     where = {"dirname": BEST} if best else {}
-    try:
+
+    def write() -> None:
+        merged, adapter, adapter_config = merged_state_dict(student, state)
+        checkpoint: dict[str, Any] = {
+            training.MODEL_KEY: {name: tensor.to(dtype) for name, tensor in merged.items()}
+        }
+        if adapter is not None:
+            checkpoint |= {training.ADAPTER_KEY: adapter, training.ADAPTER_CONFIG: adapter_config}
         checkpointer.save_checkpoint(
             checkpoint,
             epoch=epoch,
@@ -108,13 +139,16 @@ def save_student(
             adapter_only=adapter_only,
             **where,
         )
-    except (OSError, SafetensorError) as err:
-        raise OSError(
-            f"{'the best student' if best else f'the student of epoch {epoch}'} could not be "
-            f"written: {err}; free some space, then set resume_from_checkpoint=true"
-        ) from err
-    if not isinstance(checkpointer, HFCheckpointer) or checkpointer.output_dir is None:
+
+    writes = placement.rank == 0
+    try:
+        on_all_ranks(placement, write if writes else lambda: None)
+    except WriteError as err:
+        which = "the best student" if best else f"the student of epoch {epoch}"
+        raise WriteError(f"{which} could not be written: {err}") from err
+    if not writes or not isinstance(checkpointer, HFCheckpointer):
         return None
+    assert checkpointer.output_dir is not None  # or it would not have written
     return checkpointer.output_dir / (BEST if best else f"epoch_{epoch}")
 
 

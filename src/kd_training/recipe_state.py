@@ -1,76 +1,113 @@
 """Checkpoints to resume from: complete, checked by hash, and free of pickled objects.
 
 ``recipe_state/step_<n>/`` holds the ranks' shares of all tensors as safetensors, everything else in
-``state.json``, and a ``manifest.json`` with the size and hash of each file, written last.
+``state.json``, and a ``manifest.json`` with the size and hash of each file, written last. An empty
+file ``exported`` is added once the student that the state still owed has been exported.
 """
 
 import hashlib
 import json
 import shutil
 import warnings
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from hf_models import atomic_directory
-from hf_models.directories import partial_path, put_back
+from hf_models.directories import partial_path
+from kd_training.checkpoint_tensors import plain
 from kd_training.facts import FACTS_FILE, write_facts
 from kd_training.placement import Placement
+from kd_training.writing import WriteError, on_all_ranks
 
 # One process without ranks is what OneDevice is; torch says so at every save.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled")
 
 STATE_DIR = "recipe_state"
 _MANIFEST = "manifest.json"
+_EXPORTED = "exported"
 
 
-def save_state(
-    output_dir: Path,
-    step: int,
-    tensors: dict[str, Tensor],
-    facts: dict[str, Any],
-    placement: Placement,
-    keep_last_n: int,
-) -> Path:
-    """Write ``step_<step>``, which is afterwards complete or absent; then remove older ones.
+class Checkpoints:
+    """The checkpoints of one run: those that it found when it went on, and those that it writes.
+
+    No other one is ever removed.
 
     Args:
-        output_dir: The run's directory.
-        step: Optimizer steps done.
-        tensors: Sharded or whole, by name; of a whole one every rank has the same.
-        facts: JSON values; the same on every rank.
-        placement: Where the tensors live.
-        keep_last_n: How many checkpoints stay.
-
-    Raises:
-        OSError: If it cannot be written; earlier checkpoints stay as they are.
+        output_dir: The run's directory, as the run has taken it over.
+        keep_last_n: How many stay.
+        newest: The intact one that the run goes on from; None for a run that starts.
     """
-    target = output_dir / STATE_DIR / f"step_{step}"
+
+    def __init__(self, output_dir: Path, keep_last_n: int, newest: Path | None = None) -> None:
+        self._output_dir, self._keep_last_n, self.newest = output_dir, keep_last_n, newest
+        self._own = {path for _, path in _checkpoints(output_dir)}
+
+    def save(
+        self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], placement: Placement
+    ) -> None:
+        """Write ``step_<step>``, which is then complete or absent; then remove older ones.
+
+        Args:
+            step: Optimizer steps done.
+            tensors: Sharded or whole, by name; of a whole one every rank has the same.
+            facts: JSON values; the same on every rank.
+            placement: Where the tensors live.
+
+        Raises:
+            WriteError: If it cannot be written; earlier checkpoints stay as they are.
+        """
+        target = self._output_dir / STATE_DIR / f"step_{step}"
+        try:
+            _write(target, tensors, facts, placement)
+        except WriteError as err:
+            others = "" if self.newest is None else "; earlier ones are untouched"
+            raise WriteError(f"checkpoint {target} could not be written: {err}{others}") from err
+        self._own.add(target)
+        self.newest = target
+        if placement.rank == 0:
+            _remove_others(self._output_dir, step, self._keep_last_n, self._own)
+
+    def way_on(self) -> str:
+        """What a person can do after a file could not be written."""
+        if self.newest is None:
+            return "free some space, then start anew: there is no checkpoint to resume from yet"
+        return f"free some space, then set resume_from_checkpoint=true to go on from {self.newest}"
+
+
+def _write(
+    target: Path, tensors: dict[str, Tensor], facts: dict[str, Any], placement: Placement
+) -> None:
     first = placement.rank == 0
-    try:
-        with atomic_directory(target) if first else nullcontext(partial_path(target)) as folder:
-            placement.wait()  # now the folder is there
-            writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-            dcp.save(_plain(tensors), storage_writer=writer, no_dist=placement.world_size == 1)
-            if first:
-                write_facts(folder, facts)
-                (folder / _MANIFEST).write_text(json.dumps(_describe_files(folder), indent=1))
-    except (CheckpointException, OSError) as err:
-        why = _first_failure(err)
-        raise OSError(
-            f"checkpoint {target} could not be written: {why}; earlier ones are untouched; "
-            "free some space or mend output_dir, then set resume_from_checkpoint=true"
-        ) from err
-    placement.wait()  # now it has its name
-    if first:
-        _remove_others(output_dir, step, keep_last_n)
-    return target
+    together = partial(on_all_ranks, placement)
+    replacement = atomic_directory(target) if first else nullcontext(partial_path(target))
+    with ExitStack() as stack:
+        folder = together(lambda: stack.enter_context(replacement))
+        writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
+        alone = placement.world_size == 1
+        together(lambda: dcp.save(plain(tensors), storage_writer=writer, no_dist=alone))
+        together(lambda: _write_facts_and_manifest(folder, facts) if first else None)
+        together(stack.close)  # now it has its name
+
+
+def _write_facts_and_manifest(folder: Path, facts: dict[str, Any]) -> None:
+    write_facts(folder, facts)
+    (folder / _MANIFEST).write_text(json.dumps(_describe_files(folder), indent=1))
+
+
+def note_export(checkpoint: Path) -> None:
+    """Note beside a checkpoint that the student which it owes has been exported."""
+    with suppress(OSError):  # a second export would write the same
+        (checkpoint / _EXPORTED).touch()
+
+
+def has_exported(checkpoint: Path) -> bool:
+    """Whether the student that a checkpoint may owe has been exported."""
+    return (checkpoint / _EXPORTED).exists()
 
 
 def newest_state(output_dir: Path) -> tuple[Path | None, list[str]]:
@@ -83,7 +120,6 @@ def newest_state(output_dir: Path) -> tuple[Path | None, list[str]]:
         ValueError: If there are checkpoints and all are damaged.
     """
     damaged: list[str] = []
-    _put_back(output_dir)
     for _, path in _checkpoints(output_dir):
         damage = _damage(path)
         if damage is None:
@@ -97,47 +133,6 @@ def newest_state(output_dir: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
-def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], placement: Placement) -> None:
-    """Fill ``tensors`` in place, each rank its own shard, however many ranks had saved.
-
-    Raises:
-        ValueError: If a tensor is missing, without a place, or of another shape.
-    """
-    reader, plain = dcp.HuggingFaceStorageReader(str(checkpoint)), _plain(tensors)
-    try:
-        unused = sorted(reader.read_metadata().state_dict_metadata.keys() - plain.keys())
-        if unused:
-            raise ValueError(f"{unused[0]} has no place in it")
-        dcp.load(plain, storage_reader=reader, no_dist=placement.world_size == 1)
-    except (CheckpointException, ValueError) as err:
-        why = " ".join(str(_first_failure(err)).split())
-        raise ValueError(
-            f"resume_from_checkpoint: {checkpoint} does not fit this config: {why}; model, "
-            "layer_mapping and optimizer must be those of the run that saved it"
-        ) from err
-
-
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same memory as ordinary or sharded tensors: an 8-bit one is several, by name."""
-    plain = {}
-    for name, tensor in tensors.items():
-        if is_traceable_wrapper_subclass(tensor) and not isinstance(tensor, DTensor):
-            parts = {f"{name}.{part}": getattr(tensor, part) for part in _inner(tensor)}
-            plain |= _plain(parts)
-        else:
-            plain[name] = tensor
-    return plain
-
-
-def _inner(tensor: Any) -> list[str]:
-    names, _ = tensor.__tensor_flatten__()
-    return names
-
-
-def _first_failure(err: BaseException) -> BaseException:
-    return next(iter(err.failures.values()))[0] if isinstance(err, CheckpointException) else err
-
-
 def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
     """Steps and folders, the newest first."""
     found = []
@@ -148,19 +143,13 @@ def _checkpoints(output_dir: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def _remove_others(output_dir: Path, step: int, keep_last_n: int) -> None:
+def _remove_others(output_dir: Path, step: int, keep_last_n: int, own: set[Path]) -> None:
     """Leave the newest ones up to ``step``: later ones are what this run has gone back from."""
-    found = _checkpoints(output_dir)
+    found = [(number, path) for number, path in _checkpoints(output_dir) if path in own]
     kept = [path for number, path in found if number <= step][:keep_last_n]
     for _, path in found:
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
-
-
-def _put_back(output_dir: Path) -> None:
-    """Undo replacements of checkpoints that were killed halfway."""
-    for path in (output_dir / STATE_DIR).glob(".step_*.previous"):
-        put_back(path.with_name(path.name.removeprefix(".").removesuffix(".previous")))
 
 
 def _describe_files(folder: Path) -> dict[str, dict[str, Any]]:

@@ -1,7 +1,7 @@
 """Everything that determines the rest of a run, as tensors and plain values."""
 
 import random
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,10 @@ class Progress:
         global_step: All steps that are done.
         skipped: How many of them changed nothing, because their gradient was not finite.
         best: The lowest validation total.
+        best_by: What that total was measured by; None before the first validation.
+        owed: The student that is still to be exported with these weights, ``best`` or ``epoch``
+            (of the epoch that has ended); None if there is none.
+        newest: The last numbers of each kind, for the model card.
         seconds: Time spent in steps.
         tokens: Label tokens trained on.
     """
@@ -41,13 +45,17 @@ class Progress:
     global_step: int = 0
     skipped: int = 0
     best: float = float("inf")
+    best_by: str | None = None
+    owed: str | None = None
+    newest: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     tokens: float = 0.0
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over every value."""
-        for field in fields(self):
-            setattr(self, field.name, state[field.name])
+        for entry in fields(self):
+            setattr(self, entry.name, state[entry.name])
+        self.newest = dict(self.newest)
 
 
 @dataclass

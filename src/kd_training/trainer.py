@@ -1,5 +1,6 @@
 """A run from its config: checked, loaded, trained."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,17 @@ from torch import nn
 from torchtune import training
 
 from kd_training import build, output, preflight
+from kd_training.checkpoint_tensors import load_tensors
 from kd_training.config import check_config, component
 from kd_training.data import Data, build_data
 from kd_training.describe import describe
 from kd_training.facts import read_facts
 from kd_training.kinds import expect
+from kd_training.lock import locked
 from kd_training.loop import Loop
 from kd_training.metrics import peak_memory_gib
 from kd_training.placement import Placement
-from kd_training.recipe_state import load_tensors, newest_state
+from kd_training.recipe_state import STATE_DIR, has_exported, newest_state
 from kd_training.run_state import Progress, RunState
 from kd_training.same_model import (
     check_model_configs,
@@ -27,6 +30,7 @@ from kd_training.same_model import (
 )
 from kd_training.samples import build_tokenizers
 from kd_training.scaling import DynamicScales
+from kd_training.sources import check_sources
 from kd_training.step import OptimizerStep
 from kd_training.validation import Validator
 
@@ -50,12 +54,12 @@ class Trainer:
         self.dtype = training.get_dtype(cfg.dtype, device=placement.device)
         self.output_dir = Path(cfg.output_dir)
         self.progress = Progress()
-        output.check_writable(self.output_dir)
         self.checkpoint = self._find_checkpoint()
         facts = read_facts(self.checkpoint) if self.checkpoint else None
         # Without a seed one is drawn, once.
         drawn = facts["seed"] if facts and cfg.seed is None else cfg.seed
         self.seed = training.set_seed(drawn)
+        check_sources(cfg, output.replaced_files(cfg, facts and facts["progress"]))
 
         self.student = build.build_student(cfg, self.dtype)
         preflight.check_disk(cfg, self.student, self.dtype, self.output_dir)
@@ -91,6 +95,11 @@ class Trainer:
         found: tuple[str | None, list[str]] = (None, [])
         if self.cfg.resume_from_checkpoint and self.placement.rank == 0:
             newest, warnings = newest_state(self.output_dir)
+            if newest is None:
+                warnings.append(
+                    f"resume_from_checkpoint is true, but {self.output_dir / STATE_DIR} has no "
+                    "checkpoint: starting at step 0"
+                )
             found = (str(newest) if newest else None, warnings)
         chosen, self.warnings = self.placement.gather(found)[0]
         return Path(chosen) if chosen else None
@@ -144,6 +153,8 @@ class Trainer:
         load_tensors(checkpoint, tensors, self.placement)
         facts = read_facts(checkpoint)
         self.state.load(tensors, facts)
+        if has_exported(checkpoint):
+            self.progress.owed = None
         if facts["pairs"] is not None:
             self.objective.set_pairs([(s, t) for s, t in facts["pairs"]])
 
@@ -162,12 +173,31 @@ class Trainer:
 
 
 def run(cfg: DictConfig, placement: Placement) -> None:
-    """Check, load, train: what a recipe's main does. With ``dry_run`` it ends after the checks."""
-    trainer = Trainer(cfg, placement)
-    if trainer.cfg.dry_run:
-        if placement.rank == 0:
-            print("\n".join([*trainer.plan(), "dry run: the config, the data and the files fit"]))
-        return
+    """Check, load, train: what a recipe's main does. With ``dry_run`` it ends after the checks.
+
+    Raises:
+        ValueError: If the config, the models, the data or the output directory do not fit, or
+            another run has that directory.
+        OSError: If a file is missing, unreadable or cannot be written.
+    """
+    cfg = check_config(cfg)
+    output_dir = Path(cfg.output_dir)
+    output.check_writable(output_dir)
+    # The ranks meet before any of them looks at what is there.
+    owner = placement.rank == 0 and not cfg.dry_run
+    with locked(output_dir) if owner else nullcontext():
+        if owner:
+            output.mend(output_dir)
+        trainer = Trainer(cfg, placement)
+        if not cfg.dry_run:
+            _train(trainer)
+        elif placement.rank == 0:
+            warnings = [f"warning: {warning}" for warning in trainer.warnings]
+            end = "dry run: the config, the data and the files fit"
+            print("\n".join([*warnings, *trainer.plan(), end]))
+
+
+def _train(trainer: Trainer) -> None:
     try:
         trainer.load()
         trainer.train()
@@ -175,9 +205,10 @@ def run(cfg: DictConfig, placement: Placement) -> None:
         # A CPU's allocator raises a plain RuntimeError.
         if not isinstance(err, torch.OutOfMemoryError) and "can't allocate memory" not in str(err):
             raise
+        device = trainer.placement.device
         raise ValueError(
-            f"out of memory on {placement.device} after step {trainer.progress.global_step}, at a "
-            f"peak of {peak_memory_gib(placement.device):.1f} GiB: lower batch_size (and raise "
+            f"out of memory on {device} after step {trainer.progress.global_step}, at a "
+            f"peak of {peak_memory_gib(device):.1f} GiB: lower batch_size (and raise "
             "gradient_accumulation_steps) or tokenizer.max_seq_len, raise "
             "loss.num_output_chunks, or set enable_activation_checkpointing=true "
             "(and enable_activation_offloading=true)"

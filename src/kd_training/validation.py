@@ -1,14 +1,34 @@
 """The objective's value on held-out data."""
 
+import hashlib
+import json
+import zlib
 from typing import Any
 
+import numpy as np
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from kd_training.objective import Objective
 from kd_training.placement import Placement
+from kd_training.values import loss_weights
+
+# What a validation's total depends on, besides its samples, the parts' weights and the student.
+_MEASURE = (
+    "kd_loss",
+    "prompt_kd_loss",
+    "ir_loss",
+    "layer_mapping",
+    "layer_projection.mode",
+    "token_scope",
+    "teacher_model",
+    "teacher_checkpointer",
+    "teacher_quantization",
+)
+_OF_A_SAMPLE = ("tokens", "labels", "teacher_tokens", "teacher_labels")
 
 
 class Validator:
@@ -48,3 +68,35 @@ class Validator:
         values = self._objective.means(sums, total_counts, self._placement.sum)
         self._objective.weights = weights
         return values
+
+
+def measure(cfg: DictConfig, loader: DataLoader, placement: Placement) -> str:
+    """A hash of what the students are compared by: totals with the same one can be compared.
+
+    Of the held-out data it is the samples that count, as tokens and in any order, not where they
+    come from; of the teacher it is what the config says.
+
+    Args:
+        cfg: The run's config.
+        loader: Of this rank's share of the held-out data.
+        placement: Where the run lives; the hash is the same for any number of ranks.
+    """
+    total = count = 0
+    for i in range(len(loader.dataset)):  # type: ignore[arg-type]
+        sample = loader.dataset[i]
+        if "blank" not in sample:
+            total, count = total + _checksum(sample), count + 1
+    samples = placement.sum(torch.tensor([total, count])).tolist()
+    values: Any = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    parts = {key: OmegaConf.select(values, key) for key in _MEASURE}
+    known = OmegaConf.create({"parts": parts, "weights": vars(loss_weights(cfg))})
+    text = json.dumps([samples, OmegaConf.to_container(known)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _checksum(sample: dict[str, Any]) -> int:
+    checksum = 0
+    for name in _OF_A_SAMPLE:
+        if name in sample:
+            checksum = zlib.crc32(np.asarray(sample[name], np.int64).tobytes(), checksum)
+    return checksum

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_training import OneDevice, recipe_state
+from kd_training.checkpoint_tensors import load_tensors
 from kd_training.facts import read_facts
-from kd_training.recipe_state import load_tensors, newest_state, save_state
+from kd_training.output import mend
+from kd_training.recipe_state import Checkpoints, has_exported, newest_state, note_export
 
 HERE = OneDevice("cpu")
 
@@ -28,8 +30,11 @@ def tensors_of(step):
     }
 
 
-def save(root, step, keep_last_n=2):
-    return save_state(root, step, tensors_of(step), {"step": step, "lr": 0.1}, HERE, keep_last_n)
+def save(root, step, keep_last_n=2, checkpoints=None):
+    """As a run that has just gone on among the checkpoints that are there, unless one is given."""
+    checkpoints = checkpoints or Checkpoints(root, keep_last_n)
+    checkpoints.save(step, tensors_of(step), {"step": step, "lr": 0.1}, HERE)
+    return checkpoints.newest
 
 
 def steps(root):
@@ -156,7 +161,7 @@ def test_a_failed_save_leaves_the_earlier_ones_and_nothing_else(tmp_path, monkey
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     with monkeypatch.context() as patch:
         patch.setattr(f"kd_training.recipe_state.{where}", no_space)
-        with pytest.raises(OSError, match=r"step_3 could not be written: .*No space left.*=true$"):
+        with pytest.raises(OSError, match=r"^checkpoint .*step_3 could not be written: .*No space"):
             save(tmp_path, 3)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
     assert steps(tmp_path) == [1, 2]
@@ -178,10 +183,45 @@ def test_a_replacement_that_was_killed_halfway_loses_nothing(tmp_path):
     folder = save(tmp_path, 4, keep_last_n=1)
     folder.rename(folder.with_name(".step_4.previous"))
     shutil.copytree(folder.with_name(".step_4.previous"), folder.with_name(".step_4.partial"))
+    mend(tmp_path)
+    assert [p.name for p in folder.parent.iterdir()] == ["step_4"]
     assert newest_state(tmp_path) == (folder, [])
     check_content(folder, 4)
-    save(tmp_path, 4, keep_last_n=1)
-    assert [p.name for p in folder.parent.iterdir()] == ["step_4"]
+
+
+def test_checkpoints_of_somebody_else_are_never_removed(tmp_path):
+    """As on a file system without locks: another run saves beside this one, earlier and later."""
+    ours = Checkpoints(tmp_path, keep_last_n=1)
+    save(tmp_path, 2, checkpoints=ours)
+    others = Checkpoints(tmp_path / "elsewhere", keep_last_n=9)
+    for step in (1, 9):
+        save(tmp_path / "elsewhere", step, checkpoints=others).rename(
+            tmp_path / "recipe_state" / f"step_{step}"
+        )
+    save(tmp_path, 3, checkpoints=ours)
+    assert steps(tmp_path) == [1, 3, 9]
+
+
+def test_what_a_person_is_told_to_do_can_be_done(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, keep_last_n=2)
+    assert "resume_from_checkpoint" not in checkpoints.way_on()
+    assert "no checkpoint to resume from" in checkpoints.way_on()
+    saved = save(tmp_path, 1, checkpoints=checkpoints)
+    monkeypatch.setattr("kd_training.recipe_state.dcp.save", no_space)
+    with pytest.raises(OSError, match="earlier ones are untouched"):
+        save(tmp_path, 2, checkpoints=checkpoints)
+    assert checkpoints.way_on().endswith(f"resume_from_checkpoint=true to go on from {saved}")
+
+
+def test_an_export_is_noted_with_the_checkpoint_that_owed_it(tmp_path):
+    """A new one at its place owes anew."""
+    folder = save(tmp_path, 4)
+    assert not has_exported(folder)
+    note_export(folder)
+    assert has_exported(folder)
+    assert newest_state(tmp_path) == (folder, [])
+    check_content(folder, 4)
+    assert not has_exported(save(tmp_path, 4))
 
 
 def test_reading_opens_no_pickle(tmp_path, monkeypatch):
