@@ -78,7 +78,9 @@ class Loop:
         if checkpoint is not None:
             self.metrics.say(f"resumed from {checkpoint}")
             if progress.owed is not None:
-                self.metrics.say(f"first exports the student that was not exported: {progress.owed}")
+                self.metrics.say(
+                    f"first exports the student that was not exported: {progress.owed}"
+                )
             if progress.epoch >= self.cfg.epochs:
                 self.metrics.say(f"all {progress.epoch} epochs are done: nothing is left to train")
         for line in self.trainer.plan():

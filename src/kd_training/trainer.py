@@ -14,7 +14,7 @@ from kd_training.checkpoint_tensors import load_tensors
 from kd_training.config import check_config, component
 from kd_training.data import Data, build_data
 from kd_training.describe import describe
-from kd_training.facts import read_facts
+from kd_training.facts import Facts, read_facts
 from kd_training.kinds import expect
 from kd_training.lock import locked
 from kd_training.loop import Loop
@@ -55,11 +55,11 @@ class Trainer:
         self.output_dir = Path(cfg.output_dir)
         self.progress = Progress()
         self.checkpoint = self._find_checkpoint()
-        facts = read_facts(self.checkpoint) if self.checkpoint else None
+        self._facts = facts = self._read_checkpoint()
         # Without a seed one is drawn, once.
         drawn = facts["seed"] if facts and cfg.seed is None else cfg.seed
         self.seed = training.set_seed(drawn)
-        check_sources(cfg, output.replaced_files(cfg, facts and facts["progress"]))
+        check_sources(cfg, output.replaced_files(cfg, facts["progress"] if facts else None))
 
         self.student = build.build_student(cfg, self.dtype)
         preflight.check_disk(cfg, self.student, self.dtype, self.output_dir)
@@ -104,6 +104,15 @@ class Trainer:
         chosen, self.warnings = self.placement.gather(found)[0]
         return Path(chosen) if chosen else None
 
+    def _read_checkpoint(self) -> Facts | None:
+        """What the checkpoint knows, and what has been done since about what it owes."""
+        if self.checkpoint is None:
+            return None
+        facts = read_facts(self.checkpoint)
+        if has_exported(self.checkpoint):
+            facts["progress"]["owed"] = None
+        return facts
+
     def load(self) -> None:
         """Read the weights, make optimizer and scheduler, go on from a checkpoint if asked to."""
         cfg, placement = self.cfg, self.placement
@@ -145,16 +154,13 @@ class Trainer:
         self.state = RunState(
             trainable, optimizer, scheduler, self.scales, self.progress, placement
         )
-        if self.checkpoint is not None:
-            self._resume(self.checkpoint)
+        if self.checkpoint is not None and self._facts is not None:
+            self._resume(self.checkpoint, self._facts)
 
-    def _resume(self, checkpoint: Path) -> None:
+    def _resume(self, checkpoint: Path, facts: Facts) -> None:
         tensors, _ = self.state.tensors_and_facts()
         load_tensors(checkpoint, tensors, self.placement)
-        facts = read_facts(checkpoint)
         self.state.load(tensors, facts)
-        if has_exported(checkpoint):
-            self.progress.owed = None
         if facts["pairs"] is not None:
             self.objective.set_pairs([(s, t) for s, t in facts["pairs"]])
 

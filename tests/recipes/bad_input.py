@@ -496,6 +496,14 @@ OUTPUT = {
     ),
 }
 MACHINE = {
+    "student that the run would move away": (
+        lambda tmp, _: [f"model.checkpoint_dir={tmp}/out/epoch_0"],
+        ["model.checkpoint_dir", "out/epoch_0", "another output_dir"],
+    ),
+    "data that the run would move away": (
+        lambda tmp, _: [f"dataset.data_files=[{tmp}/out/logs/*.jsonl]"],
+        ["dataset.data_files[0]", "out/logs", "another output_dir"],
+    ),
     "unwritable output": (lambda tmp, _: [f"output_dir={tmp}/run.yaml/out"], ["output_dir"]),
     "unknown device": (["device=tpu9"], ["device", "tpu9"]),
     "unknown quantisation": (["teacher_quantization=int3"], ["int3", "nf4"]),
