@@ -77,6 +77,8 @@ SPOILT = {
         "ir_loss._component_": "uneven_samples.SpoiltCosineLoss",
         "skip_nonfinite_steps": 1,
     },
+    "no room": CASES["validation"]
+    | {"checkpointer._component_": "full_checkpointer.FullCheckpointer"},
 }
 
 
@@ -140,7 +142,7 @@ def train_sharded(root: Path, case: str) -> None:
     with mock.patch("kd_training.sharded.read_weights", wraps=read_weights) as reads:
         try:
             train(cfg, placement)
-        except FloatingPointError as err:
+        except (FloatingPointError, OSError) as err:
             notes["error"] = str(err)
     notes["reads"] = reads.call_count
     path = run_directory(root, case, placement.world_size) / f"rank_{placement.rank}.json"

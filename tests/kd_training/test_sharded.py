@@ -206,3 +206,33 @@ def test_nan_on_one_rank_is_passed_over_by_all_of_them(sharded_runs):
     logged = records(run_directory(root, "spoilt, skipped", 2))
     assert logged[0]["skipped_steps"] == 1
     assert [r["step"] for r in logged if "total" in r] == [2, 3, 4, 5]
+
+
+def test_best_students_are_measured_alike_on_any_number_of_ranks(sharded_runs):
+    root = sharded_runs(2)
+    states = [
+        json.loads((newest_state(directory)[0] / "state.json").read_text())
+        for directory in (run_directory(root, "validation", 2), one_device(root, "validation"))
+    ]
+    first, second = (state["progress"]["best_by"] for state in states)
+    assert first == second
+    assert len(first) == 64
+
+
+def test_a_best_student_without_room_stops_all_ranks_behind_a_checkpoint(sharded_runs, tmp_path):
+    """Only one of them writes it; one device, with room, makes up for it and goes on."""
+    root = sharded_runs(2)
+    spoilt = run_directory(root, "no room", 2)
+    newest = spoilt / "recipe_state" / "step_2"
+    for note in notes(root, "no room"):
+        assert note["error"].startswith("the best student could not be written: ")
+        assert "No space left" in note["error"]
+        assert note["error"].endswith(f"resume_from_checkpoint=true to go on from {newest}")
+    output = tmp_path / "out"
+    shutil.copytree(spoilt, output)
+    changes = {"output_dir": str(output), "resume_from_checkpoint": True}
+    train(OmegaConf.merge(case_config(root, "validation", 0), changes), OneDevice("cpu"))
+    expected = one_device(root, "validation")
+    worst = logged_differences(records(output), records(expected))
+    assert max(worst.values()) < PARITY
+    assert weight_difference(output, expected, root / "student") < PARITY
