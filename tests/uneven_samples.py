@@ -1,12 +1,13 @@
 """Data and a loss that treat ranks unlike: other lengths, no labels, failures on one rank."""
 
+import os
 import signal
 from typing import Any
 
 import tiny
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from torchtune.utils import get_world_size_and_rank
 
 from layer_mapping import CosineLoss
@@ -55,6 +56,15 @@ class UnevenSamples(Dataset):
         if self._odd_silent and index % 2:
             labels[:] = IGNORE
         return {"tokens": tokens, "labels": labels.tolist()}
+
+
+class DeadlySamples(UnevenSamples):
+    """Reading one ends the process that does, as want of memory would; never the run's own."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
 
 
 class SpoiltCosineLoss(CosineLoss):

@@ -23,6 +23,7 @@ from kd_analysis import layer_angles, logit_overlap
 from kd_analysis.layer_angles import Angles
 from kd_analysis.logit_overlap import KS, Overlap
 from kd_data import collate
+from kd_data.attention_mask import with_mask
 from kd_losses.vocabulary import cut_to_shared
 from layer_mapping import LayerTaps
 
@@ -74,7 +75,7 @@ def analyze(
     models = {name: _Model(directory, device, dtype) for name, directory in students.items()}
     comparison = _Comparison(teacher, models, unit_length)
     for batch in tqdm(loader, desc="analyze", dynamic_ncols=True):
-        comparison.update({key: value.to(device) for key, value in batch.items()})
+        comparison.update(with_mask({key: value.to(device) for key, value in batch.items()}))
     return comparison.write(Path(output_dir), num_samples=len(samples))
 
 
@@ -96,7 +97,7 @@ class _Model:
         self.num_layers, self.width = len(model.layers), model.tok_embeddings.embedding_dim
 
     @torch.no_grad()
-    def run(self, batch: dict[str, Tensor], chosen: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, batch: dict[str, Any], chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Normed hidden states [N, D] and layers' outputs [N, L, D] of the chosen positions."""
         with LayerTaps(self.model, range(self.num_layers)) as taps:
             hidden = self.model(
@@ -123,7 +124,7 @@ class _Comparison:
     def _new_angles(self) -> Angles:
         return Angles(self._teacher.num_layers, self._teacher.head.device)
 
-    def update(self, batch: dict[str, Tensor]) -> None:
+    def update(self, batch: dict[str, Any]) -> None:
         """Count the labelled positions of one more batch."""
         chosen = batch["labels"] != CROSS_ENTROPY_IGNORE_IDX
         hidden, layers = self._teacher.run(batch, chosen)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torchtune.modules.attention_utils import create_block_causal_mask
 
 from kd_data.two_tokenizers import collate_pairs
 
@@ -36,8 +35,8 @@ def collate(
         - ``valid`` [B, S] bool: real tokens, not padding.
         - ``documents`` [B, S] int64: which document a position belongs to, counted from 0 over the
           whole batch; -1 for padding.
-        - ``mask`` [B, S, S] bool and ``input_pos`` [B, S], for packed samples: a position sees
-          its own document's earlier positions.
+        - ``input_pos`` [B, S], for packed samples: each position's place in its document. The
+          attention mask is left to `with_mask`: it grows with S².
         - ``teacher_tokens`` and ``teacher_labels`` [B, T], ``matched`` and ``teacher_index``
           [B, S], for samples of `TwoTokenizers`: see `collate_pairs`.
 
@@ -93,7 +92,4 @@ def _separate_documents(
         # last real one; a real document after the first always begins at position 0.
         if len(starts) > 1 and input_pos[row, starts[-1]] != 0:
             valid[row, starts[-1] :] = False
-    # Dense, not torchtune's flex-attention mask: that one is put on the GPU by whoever builds it,
-    # which a data loader's worker process cannot do.
-    mask = create_block_causal_mask(seq_lens)
-    return batch | {"valid": valid, "documents": documents, "mask": mask, "input_pos": input_pos}
+    return batch | {"valid": valid, "documents": documents, "input_pos": input_pos}

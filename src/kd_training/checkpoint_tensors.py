@@ -24,7 +24,12 @@ def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], placement: Placem
         unused = sorted(reader.read_metadata().state_dict_metadata.keys() - parts.keys())
         if unused:
             raise ValueError(f"{unused[0]} has no place in it")
-        dcp.load(parts, storage_reader=reader, no_dist=placement.world_size == 1)
+        dcp.load(
+            parts,
+            storage_reader=reader,
+            process_group=placement.group,
+            no_dist=placement.world_size == 1,
+        )
     except (CheckpointException, ValueError) as err:
         why = " ".join(str(first_failure(err)).split())
         raise ValueError(

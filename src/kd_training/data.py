@@ -1,7 +1,6 @@
 """From the config's dataset nodes to micro-batches."""
 
 import math
-import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,16 +12,14 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchdata.stateful_dataloader import StatefulDataLoader
 from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
 
 from kd_data import collate
 from kd_training.length_groups import LengthGroupedSampler, check_grouping, sample_lengths
 from kd_training.placement import Placement
 from kd_training.samples import Share, build_samples
-
-# torchdata's loader announces itself to a counter that torch no longer keeps.
-warnings.filterwarnings("ignore", message="'set_vital' is deprecated")
+from kd_training.transfer import to_device
+from kd_training.workers import batches, worker_options
 
 
 @dataclass
@@ -40,7 +37,7 @@ class Data:
         lengths: Checksum of the lengths that the order groups by; None without grouping.
     """
 
-    loader: StatefulDataLoader
+    loader: DataLoader
     val_loader: DataLoader | None
     num_samples: int
     steps_per_epoch: int
@@ -103,12 +100,18 @@ def build_data(
         seed=seed,
         lengths=lengths,
         group_size=per_step * placement.world_size,
+        num_workers=cfg.num_workers,
+        num_ahead=cfg.gradient_accumulation_steps,
     )
     val_loader = None
     if cfg.dataset_val is not None:
         val = build_samples(cfg, "dataset_val", *tokenizers, ignore_index)
         val_loader = build_val_loader(
-            val, placement, to_batch, batch_size=cfg.batch_size_val or cfg.batch_size
+            val,
+            placement,
+            to_batch,
+            batch_size=cfg.batch_size_val or cfg.batch_size,
+            num_workers=cfg.num_workers,
         )
     return Data(
         loader,
@@ -143,12 +146,15 @@ def build_loader(
     seed: int,
     lengths: Tensor | None = None,
     group_size: int = 1,
-) -> StatefulDataLoader:
+    num_workers: int = 0,
+    num_ahead: int = 1,
+) -> DataLoader:
     """A loader of collated micro-batches of this rank's share, for training.
 
     Ranks see different samples, and each sample at most once in an epoch: what does not fill a
     batch on every rank is left out. With the samples' ``lengths`` [N], each ``group_size`` samples
-    in a row, over all ranks, have similar ones.
+    in a row, over all ranks, have similar ones. ``num_workers`` processes read ``num_ahead``
+    micro-batches ahead; the order is the sampler's, here, and none of their business.
     """
     share = {"num_replicas": placement.world_size, "rank": placement.rank, "seed": seed}
     sampler = (
@@ -156,7 +162,7 @@ def build_loader(
         if lengths is None
         else LengthGroupedSampler(dataset, lengths, group_size, **share)
     )
-    return StatefulDataLoader(
+    return DataLoader(
         dataset,
         batch_size=batch_size,
         sampler=sampler,
@@ -164,6 +170,7 @@ def build_loader(
         drop_last=True,
         # Of its own, so that opening an epoch in the middle draws nothing from the global one.
         generator=torch.Generator().manual_seed(seed),
+        **worker_options(num_workers, num_ahead),
     )
 
 
@@ -172,6 +179,7 @@ def build_val_loader(
     placement: Placement,
     collate_fn: Callable[..., dict[str, Tensor]],
     batch_size: int,
+    num_workers: int = 0,
 ) -> DataLoader:
     """A loader of this rank's share of a held-out dataset, every sample once, none left out."""
     return DataLoader(
@@ -179,26 +187,29 @@ def build_val_loader(
         batch_size=batch_size,
         collate_fn=collate_fn,
         generator=torch.Generator(),
+        **worker_options(num_workers, num_ahead=1),
     )
 
 
-def skip_to(loader: StatefulDataLoader, epoch: int, num_samples: int) -> None:
+def skip_to(loader: DataLoader, epoch: int, num_samples: int) -> None:
     """Make the next pass over ``loader`` that of ``epoch``, after ``num_samples`` of this rank."""
-    loader.sampler.set_epoch(epoch)
-    loader.sampler.load_state_dict({StatefulDistributedSampler._YIELDED: num_samples})
+    sampler: Any = loader.sampler
+    sampler.set_epoch(epoch)
+    sampler.load_state_dict({StatefulDistributedSampler._YIELDED: num_samples})
 
 
-def first_batch(loader: StatefulDataLoader, device: torch.device) -> dict[str, Tensor]:
+def first_batch(loader: DataLoader, device: torch.device) -> dict[str, Tensor]:
     """The dataset's first samples as a micro-batch, without moving the loader on."""
-    dataset, size = loader.dataset, loader.batch_size or 1
-    batch = loader.collate_fn([dataset[i] for i in range(min(size, len(dataset)))])
-    return {k: v.to(device) for k, v in batch.items()}
+    dataset: Any = loader.dataset
+    size = min(loader.batch_size or 1, len(dataset))
+    return to_device(loader.collate_fn([dataset[i] for i in range(size)]), device)
 
 
-def grouped(
-    loader: StatefulDataLoader, size: int, device: torch.device
-) -> Iterator[list[dict[str, Tensor]]]:
-    """The micro-batches of one optimizer step at a time; an incomplete last group is left out."""
-    batches = iter(loader)
-    while len(group := list(islice(batches, size))) == size:
-        yield [{k: v.to(device) for k, v in batch.items()} for batch in group]
+def grouped(loader: DataLoader, size: int) -> Iterator[list[dict[str, Tensor]]]:
+    """The micro-batches of one optimizer step at a time; an incomplete last group is left out.
+
+    They are on the host: all of a step together may be more than a GPU has room for.
+    """
+    remaining = batches(loader)
+    while len(group := list(islice(remaining, size))) == size:
+        yield group

@@ -24,11 +24,12 @@ def describe(
     if matcher is not None:
         pairs = ", ".join(f"{s}-{t}" for s, t in matcher.pairs)
         lines.append(f"layers matched (student-teacher): {pairs}")
+    dataset: Any = data.loader.dataset
     if cfg.teacher_tokenizer is not None:
-        share = data.loader.dataset.paired_share or 0.0
+        share = dataset.paired_share or 0.0
         lines.append(f"targets paired with the teacher's: {share:.0%} in the first samples")
     steps = cfg.epochs * data.steps_per_epoch
-    tokens = steps * data.global_batch * _mean_length(data.loader.dataset)
+    tokens = steps * data.global_batch * _mean_length(dataset)
     return [*lines, f"{steps} steps of {data.global_batch} samples, about {tokens:.2g} tokens"]
 
 

@@ -115,7 +115,7 @@ class Loop:
             pairs = pairs_of_epoch(cfg, self.trainer.student, self.trainer.teacher, epoch)
             self.trainer.objective.set_pairs(pairs)
         steps = range(progress.step_in_epoch, self.data.steps_per_epoch)
-        groups = grouped(self.data.loader, cfg.gradient_accumulation_steps, self.placement.device)
+        groups = grouped(self.data.loader, cfg.gradient_accumulation_steps)
         start = time.perf_counter()
         for _, micro_batches in zip(steps, groups, strict=False):
             values = self._step(micro_batches)

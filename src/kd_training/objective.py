@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_models import head_weight
+from kd_data.attention_mask import with_mask
 from kd_data.two_tokenizers import at_student_positions, of_teacher
 from kd_losses import KDLoss, LinearKDLoss
 from kd_training.schema import Scales
@@ -112,7 +113,9 @@ class Objective:
         self, sums: list[Sums], counts: Tensor, over_ranks: Callable[[Tensor], Tensor]
     ) -> dict[str, float]:
         """Each active part's mean over its ``counts`` [P] positions, their weighted total first."""
-        parts = over_ranks(torch.stack([one.parts for one in sums]).sum(0)) / counts.clamp(min=1)
+        own = torch.stack([one.parts for one in sums]).sum(0)
+        counts = counts.to(own.device)
+        parts = over_ranks(own) / counts.clamp(min=1)
         mean = dict(zip(PARTS, parts.tolist(), strict=True))
         values = {part: mean[part] for part in self.active()}
         values = {"total": sum(self._weight(part) * values[part] for part in values), **values}
@@ -126,6 +129,7 @@ class Objective:
     def __call__(self, batch: dict[str, Tensor], divisors: Tensor) -> Sums:
         """One micro-batch's sums; the total weights each and divides it by ``divisors`` [P]."""
         masks = self._masks(batch)
+        batch = with_mask(batch)
         scale = dict(zip(PARTS, (1 / divisors.clamp(min=1)).tolist(), strict=True))
         student_hidden, student_taps = _run(self.student, self._student_taps, batch)
         teacher_hidden: Tensor | None = None
@@ -190,7 +194,7 @@ class Objective:
 
 
 def _run(
-    model: nn.Module, taps: LayerTaps | None, batch: dict[str, Tensor]
+    model: nn.Module, taps: LayerTaps | None, batch: dict[str, Any]
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """The normed hidden states [B, S, D] and the tapped layers' outputs."""
     with taps or nullcontext():

@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,26 @@ def check_writable(output_dir: Path) -> None:
             f"config: output_dir {output_dir} cannot be written ({nearest}: {err.strerror}); "
             "choose another"
         ) from err
+
+
+def check_shared(output_dir: Path, placement: Placement) -> None:
+    """Make sure that all ranks mean the same folder: rank 0 writes a file and all look for it.
+
+    Raises:
+        ValueError: If one does not see it.
+    """
+    folder = nearest_existing(output_dir)
+    first = placement.rank == 0
+    with tempfile.NamedTemporaryFile(dir=folder) if first else nullcontext() as token:
+        path = placement.gather(folder / Path(token.name).name if token else None)[0]
+        seen = placement.gather(path.exists())
+    blind = [str(rank) for rank, sees in enumerate(seen) if not sees]
+    if blind:
+        raise ValueError(
+            f"config: output_dir {output_dir}: what rank 0 writes there is not seen by rank "
+            f"{', '.join(blind)}, but every rank writes its part of a checkpoint; choose a folder "
+            "on a file system that all nodes share"
+        )
 
 
 def nearest_existing(path: Path) -> Path:
@@ -113,7 +134,9 @@ def save_student(
     adapter_only: bool = False,
     best: bool = False,
 ) -> Path | None:
-    """Write the merged student (and its adapter) through the run's checkpointer.
+    """Write the merged student (and its adapter) through the run's checkpointer, by rank 0.
+
+    Every rank returns when that is done.
 
     Returns:
         The directory, where it is one of ours and this rank has written it.

@@ -18,6 +18,7 @@ class Placement(Protocol):
     device: torch.device
     rank: int
     world_size: int
+    group: Any  # of all ranks, for what they tell one another on the host; None without ranks
 
     def place(self, model: nn.Module, checkpointer: Any) -> None:
         """Give a decoder on the meta device the checkpointer's weights, each in its dtype."""
@@ -41,7 +42,7 @@ class Placement(Protocol):
         """Every rank's plain ``value``, by rank."""
 
     def wait(self) -> None:
-        """Return when all ranks have come here."""
+        """Return when all ranks have come here, however long it takes them."""
 
     def full_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
         """All of the model's weights on the CPU (on rank 0; empty elsewhere)."""
@@ -53,6 +54,7 @@ class OneDevice:
     command = "kd_single_device"
     rank = 0
     world_size = 1
+    group = None
 
     def __init__(self, device: str) -> None:
         self.device = find_device(device)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hf_models import head_weight
 from hf_models.precision import compute_dtype, gather_dtype
+from kd_data.attention_mask import with_mask
 from kd_data.two_tokenizers import of_teacher
 from kd_losses import ForwardKLLoss, LinearKDLoss
 from kd_losses.chunk_size import chunk_bytes
@@ -176,6 +177,7 @@ def check_weights(
     """
     if teacher is None:
         return []
+    batch = with_mask(batch)
     student_ce = _cross_entropy(student, batch, ignore_index)
     teacher_ce = _cross_entropy(teacher, of_teacher(batch), ignore_index)
     chance = math.log(head_weight(teacher).shape[0])
@@ -194,7 +196,7 @@ def check_weights(
     return warnings
 
 
-def _cross_entropy(model: nn.Module, batch: dict[str, Tensor], ignore_index: int) -> float:
+def _cross_entropy(model: nn.Module, batch: dict[str, Any], ignore_index: int) -> float:
     was_training = model.training
     model.eval()
     hidden = model(batch["tokens"], mask=batch.get("mask"), input_pos=batch.get("input_pos"))

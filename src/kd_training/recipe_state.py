@@ -89,7 +89,14 @@ def _write(
         folder = together(lambda: stack.enter_context(replacement))
         writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
         alone = placement.world_size == 1
-        together(lambda: dcp.save(plain(tensors), storage_writer=writer, no_dist=alone))
+        together(
+            lambda: dcp.save(
+                plain(tensors),
+                storage_writer=writer,
+                process_group=placement.group,
+                no_dist=alone,
+            )
+        )
         together(lambda: _write_facts_and_manifest(folder, facts) if first else None)
         together(stack.close)  # now it has its name
 

@@ -99,6 +99,7 @@ class RunConfig:
     epochs: int = 1
     max_steps_per_epoch: int | None = None
     gradient_accumulation_steps: int = 1
+    num_workers: int = 0
 
     optimizer: Any = _REQUIRED
     lr_scheduler: Any = None

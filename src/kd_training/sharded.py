@@ -1,8 +1,10 @@
 """Many devices: parameters, gradients and optimizer state sharded by FSDP2."""
 
+import mmap
 import warnings
 from collections.abc import Iterable
 from contextlib import ExitStack
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -36,6 +38,11 @@ from kd_training.trainer import run
 warnings.filterwarnings("ignore", message="`_get_pg_default_device`|Multiple backends are")
 
 
+# For what one rank does alone, such as writing a student to a slow disk. The collectives of a step
+# keep the backend's own limit, which tells a rank that hangs. One that ends is noticed at once.
+_SLOW_WORK = timedelta(days=1)
+
+
 class Sharded:
     """Every rank holds a share of each layer and gathers a layer just before it runs.
 
@@ -66,6 +73,7 @@ class Sharded:
     ) -> None:
         self.device = find_device(device)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.group = dist.new_group(backend="gloo", timeout=_SLOW_WORK)
         self.command = f"--nproc_per_node {self.world_size} kd_distributed"
         names = list(custom_sharded_layers)
         if "output" in names:
@@ -86,6 +94,8 @@ class Sharded:
         state: dict[str, Any] = {}
         if self.rank == 0:
             state = complete_state(model, read_weights(checkpointer))
+            _read_from_disk(state)
+        self.wait()
         self._shard(model)
         # The loss uses the head after the forward has ended. The root holds it, unless it is tied
         # to embeddings that are gathered on their own.
@@ -123,6 +133,7 @@ class Sharded:
         """
         if not self._shard_teacher:
             load_whole(model, checkpointer, self.device, quantization)
+            self.wait()
         elif quantization is not None:
             raise ValueError(
                 "config: teacher_quantization needs a whole teacher on each device: set "
@@ -152,20 +163,26 @@ class Sharded:
         return summed
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's plain ``value``, by rank."""
+        """Every rank's plain ``value``, by rank; waits for all of them as `wait` does."""
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.group)
         return values
 
     def wait(self) -> None:
-        """A barrier."""
-        self.sum(torch.zeros(1))
+        """A barrier of the hosts, whatever their devices are still at."""
+        dist.barrier(self.group)
 
     def full_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
         """Gather one parameter after the other, to the host memory of rank 0."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state: dict[str, Any] = get_model_state_dict(model, options=options)
         return state
+
+
+def _read_from_disk(state: dict[str, Tensor]) -> None:
+    """Touch each page of memory-mapped tensors: a slow disk must not be read in a broadcast."""
+    for tensor in state.values():
+        tensor.detach().flatten().view(torch.uint8)[:: mmap.PAGESIZE].sum()
 
 
 def _mesh(device: torch.device, world_size: int, replicas: int) -> DeviceMesh:

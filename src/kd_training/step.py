@@ -15,6 +15,7 @@ from hf_models.directories import give_usual_mode
 from kd_training.objective import PARTS, Objective, Sums
 from kd_training.placement import Placement
 from kd_training.scaling import DynamicScales
+from kd_training.transfer import one_at_a_time
 
 # The schedule moves on with a step that is passed over, be it the very first.
 warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
@@ -53,17 +54,21 @@ class OptimizerStep:
     def __call__(self, micro_batches: list[dict[str, Tensor]], number: int) -> dict[str, float]:
         """Do step ``number``; the returned numbers are global means per counted position.
 
+        Args:
+            micro_batches: On the host; one after the other goes to the device.
+            number: Counted from 1.
+
         Raises:
             NonFiniteError: If one of them is not finite. The weights are then as before; the
                 schedule has moved on.
         """
         counts = self.placement.sum(
             torch.stack([self.objective.counts(batch) for batch in micro_batches]).sum(0)
-        )
+        ).cpu()
         if self.scales is not None:
             self.objective.weights = self.scales.weights()
         sums = []
-        for batch in micro_batches:
+        for batch in one_at_a_time(micro_batches, self.placement.device):
             one = self.objective(batch, counts)
             self.placement.backward(one.total)
             sums.append(Sums(one.total.detach(), one.parts, one.pairs))

@@ -33,6 +33,7 @@ from kd_training.scaling import DynamicScales
 from kd_training.sources import check_sources
 from kd_training.step import OptimizerStep
 from kd_training.validation import Validator
+from kd_training.workers import about_lost_worker
 
 
 class Trainer:
@@ -54,6 +55,7 @@ class Trainer:
         self.dtype = training.get_dtype(cfg.dtype, device=placement.device)
         self.output_dir = Path(cfg.output_dir)
         self.progress = Progress()
+        output.check_shared(self.output_dir, placement)
         self.checkpoint = self._find_checkpoint()
         self._facts = facts = self._read_checkpoint()
         # Without a seed one is drawn, once.
@@ -208,6 +210,9 @@ def _train(trainer: Trainer) -> None:
         trainer.load()
         trainer.train()
     except RuntimeError as err:
+        lost = about_lost_worker(err)
+        if lost is not None:
+            raise ValueError(lost) from err
         # A CPU's allocator raises a plain RuntimeError.
         if not isinstance(err, torch.OutOfMemoryError) and "can't allocate memory" not in str(err):
             raise

@@ -14,7 +14,9 @@ from tqdm import tqdm
 
 from kd_training.objective import Objective
 from kd_training.placement import Placement
+from kd_training.transfer import to_device
 from kd_training.values import loss_weights
+from kd_training.workers import batches
 
 # What a validation's total depends on, besides its samples, the parts' weights and the student.
 _MEASURE = (
@@ -53,16 +55,17 @@ class Validator:
         self._objective.weights = self._weights
         sums, counts = [], []
         bar: Any = tqdm(
-            self._loader,
+            batches(self._loader),
             desc="validate",
+            total=len(self._loader),
             leave=False,
             dynamic_ncols=True,
             disable=self._placement.rank != 0,
         )
         for batch in bar:
-            batch = {k: v.to(self._placement.device) for k, v in batch.items()}
             counts.append(self._objective.counts(batch))
-            sums.append(self._objective(batch, torch.ones_like(counts[-1])))
+            on_device = to_device(batch, self._placement.device)
+            sums.append(self._objective(on_device, torch.ones_like(counts[-1])))
         student.train(was_training)
         total_counts = self._placement.sum(torch.stack(counts).sum(0))
         values = self._objective.means(sums, total_counts, self._placement.sum)

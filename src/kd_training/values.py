@@ -24,6 +24,7 @@ _AT_LEAST_ONE = ("batch_size", "batch_size_val", "epochs", "max_steps_per_epoch"
                  "gradient_accumulation_steps", "log_every_n_steps",
                  "run_val_every_n_steps", "save_every_n_steps", "keep_last_n",
                  "data_parallel_replicate_dim")  # fmt: skip
+_AT_LEAST_ZERO = ("skip_nonfinite_steps", "num_workers")
 _SECTIONS = {
     "": RunConfig,
     "loss_scaling": LossScaling,
@@ -113,10 +114,9 @@ def _check_numbers(cfg: DictConfig) -> None:
     lr = cfg.layer_projection.lr
     if lr is not None and not 0 <= lr < float("inf"):
         raise ValueError(f"config: layer_projection.lr is {lr}; it must be a number of at least 0")
-    if cfg.skip_nonfinite_steps < 0:
-        raise ValueError(
-            f"config: skip_nonfinite_steps is {cfg.skip_nonfinite_steps}; it must be at least 0"
-        )
+    for key in _AT_LEAST_ZERO:
+        if cfg[key] < 0:
+            raise ValueError(f"config: {key} is {cfg[key]}; it must be at least 0")
     if cfg.seed is not None and not 0 <= cfg.seed < 2**31:
         raise ValueError(f"config: seed is {cfg.seed}; it must lie between 0 and 2^31 - 1")
     if not 0 <= cfg.kd_ratio <= 1:

@@ -66,9 +66,7 @@ def test_packed_documents_stay_apart():
     assert batch["valid"].tolist() == [[True] * 5 + [False] * 3, [True] * 8]
     assert batch["documents"].tolist() == [[0] * 3 + [1] * 2 + [-1] * 3, [3] * 6 + [4] * 2]
     assert batch["input_pos"][1].tolist() == [0, 1, 2, 3, 4, 5, 0, 1]
-    document = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2], [0, 0, 0, 0, 0, 0, 1, 1]])
-    earlier = torch.arange(8)[:, None] >= torch.arange(8)
-    assert torch.equal(batch["mask"], (document[:, :, None] == document[:, None]) & earlier)
+    assert "mask" not in batch, "it would take more than all else together"
 
 
 def test_documents_split_across_packs():
@@ -87,4 +85,4 @@ def test_works_in_a_data_loader_worker():
     packs = pack([[1, 2, 3], [4, 5]], max_seq_len=4)
     loader = DataLoader(packs, batch_size=2, num_workers=1, collate_fn=lambda s: collate(s, 0))
     (batch,) = loader
-    assert batch["mask"].shape == (2, 4, 4)
+    assert batch["documents"].tolist() == [[0, 0, 0, -1], [2, 2, -1, -1]]

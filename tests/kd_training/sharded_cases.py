@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -149,23 +150,31 @@ def train_sharded(root: Path, case: str) -> None:
     path.write_text(json.dumps(notes))
 
 
-def train_as_rank(rank: int, ranks: int, root: Path, cases: tuple[str, ...], meeting: str) -> None:
+def train_cases(_: int, root: Path, cases: tuple[str, ...]) -> None:
+    """Run all cases as one of a group's ranks."""
+    for case in cases:
+        train_sharded(root, case)
+
+
+def be_rank(rank: int, ranks: int, meeting: str, work: Callable[..., None], args: Any) -> None:
     """Be one of a group's processes, which find one another through the file ``meeting``."""
     log = os.open(f"{meeting}_{rank}.log", os.O_WRONLY | os.O_CREAT)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ |= {"RANK": f"{rank}", "LOCAL_RANK": f"{rank}", "WORLD_SIZE": f"{ranks}"}
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=ranks)
-    for case in cases:
-        train_sharded(root, case)
+    work(rank, *args)
     dist.destroy_process_group()
 
 
-def train_on_ranks(ranks: int, root: Path, cases: tuple[str, ...], meeting: str) -> None:
-    """All ranks as processes of a server that has imported everything; one fails, all end."""
+def on_ranks(ranks: int, meeting: str, work: Callable[..., None], *args: Any) -> None:
+    """Call ``work(rank, *args)`` in processes of a server that has imported everything.
+
+    One fails, all end.
+    """
     context = server()
     group = [
-        context.Process(target=train_as_rank, args=(rank, ranks, root, cases, meeting), daemon=True)
+        context.Process(target=be_rank, args=(rank, ranks, meeting, work, args), daemon=True)
         for rank in range(ranks)
     ]
     for process in group:

@@ -38,8 +38,9 @@ class Setup:
     def global_batch(self):
         return self.ranks * self.batch_size * self.accumulation
 
-    def loaders(self):
-        options = {"batch_size": self.batch_size, "shuffle": self.order != "fixed", "seed": 3}
+    def loaders(self, num_workers=0):
+        options = {"num_workers": num_workers, "num_ahead": self.accumulation}
+        options |= {"batch_size": self.batch_size, "shuffle": self.order != "fixed", "seed": 3}
         samples = numbered(self.num_samples)
         if self.order == "grouped":
             options["lengths"] = torch.tensor([i * 7 % 23 for i in range(self.num_samples)])
@@ -54,7 +55,7 @@ class Setup:
         shares = []
         for loader in loaders:
             skip_to(loader, epoch, done * self.batch_size * self.accumulation)
-            groups = grouped(loader, self.accumulation, CPU)
+            groups = grouped(loader, self.accumulation)
             shares.append([[n for batch in group for n in numbers(batch)] for group in groups])
         assert len({len(share) for share in shares}) == 1, "a rank would wait for the others"
         return [sorted(n for part in step for n in part) for step in zip(*shares, strict=True)]
@@ -94,6 +95,16 @@ def test_going_on_in_the_middle_gives_the_rest_of_the_epoch(setup, epoch, done):
     assert setup.steps(setup.loaders(), epoch, min(done, len(whole))) == whole[done:]
 
 
+@pytest.mark.parametrize("order", ["fixed", "shuffled", "grouped"])
+def test_workers_change_neither_the_order_nor_where_a_run_goes_on(order):
+    setup = Setup(50, 2, 2, 3, order)
+    loaders = [setup.loaders(num_workers) for num_workers in range(3)]
+    for epoch in range(2):
+        whole = setup.steps(loaders[0], epoch)
+        assert all(setup.steps(some, epoch) == whole for some in loaders)
+        assert all(setup.steps(some, epoch, done=2) == whole[2:] for some in loaders)
+
+
 @settings(max_examples=60)
 @given(setups(), st.integers(0, 3))
 def test_a_step_has_the_same_samples_on_any_number_of_ranks(setup, epoch):
@@ -109,7 +120,7 @@ def test_an_epoch_that_was_left_early_does_not_change_the_next(setup, left_after
         if len(loader):
             first_batch(loader, CPU)
         skip_to(loader, 0, 0)
-        for _ in zip(range(left_after), grouped(loader, setup.accumulation, CPU), strict=False):
+        for _ in zip(range(left_after), grouped(loader, setup.accumulation), strict=False):
             pass
     assert setup.steps(used, 1) == setup.steps(setup.loaders(), 1)
 

@@ -44,7 +44,7 @@ def steps(ranks, by_length, epoch=1):
             group_size=BATCH_SIZE * ACCUMULATION * ranks,
         )
         skip_to(loader, epoch, 0)
-        shares.append(list(grouped(loader, ACCUMULATION, torch.device("cpu"))))
+        shares.append(list(grouped(loader, ACCUMULATION)))
     return list(zip(*shares, strict=True))
 
 

@@ -19,9 +19,10 @@ from sharded_cases import (
     CASES,
     SPOILT,
     case_config,
+    on_ranks,
     run_directory,
     train,
-    train_on_ranks,
+    train_cases,
     train_sharded,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -58,7 +59,8 @@ def sharded_runs(root):
 
     def run(ranks, cases=(*QUICK, *SPOILT)):
         if (ranks, cases) not in done:
-            train_on_ranks(ranks, root, cases, str(root / f"meeting_{len(done)}"))
+            meeting = str(root / f"meeting_{len(done)}")
+            on_ranks(ranks, meeting, train_cases, root, cases)
             done.add((ranks, cases))
         return root
 

@@ -89,13 +89,28 @@ def test_a_read_only_folder(tune_run, config_file, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_bad_sample_late_in_the_data_is_named(tune_run, config_file, tmp_path):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_bad_sample_late_in_the_data_is_named(tune_run, config_file, tmp_path, num_workers):
     texts = tmp_path / "texts.jsonl"
     texts.write_text('{"text": "fine enough"}\n' * 5 + '{"text": null}\n' + '{"text": "a b"}\n' * 2)
-    code, _, err = tune_run("kd_single_device", config_file, f"dataset.data_files={texts}")
+    changes = [f"dataset.data_files={texts}", f"num_workers={num_workers}"]
+    code, _, err = tune_run("kd_single_device", config_file, *changes)
     assert code == 1
     last = err.strip().splitlines()[-1]
     assert last.startswith("error: dataset: sample 5: "), err
+    assert "check its columns" in last
+    assert "worker" not in last
+    assert "Traceback" not in err
+
+
+def test_a_worker_that_is_killed_is_named(tune_run, config_file):
+    samples = "{_component_: uneven_samples.DeadlySamples, size: 20}"
+    changes = [f"dataset={samples}", "num_workers=2"]
+    code, _, err = tune_run("kd_single_device", config_file, *changes)
+    assert code == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: num_workers: DataLoader worker"), err
+    assert last.endswith("lower num_workers, or set it to 0")
     assert "Traceback" not in err
 
 

@@ -33,6 +33,7 @@ def config(config_file):
         "max_steps_per_epoch": STEPS,
         "batch_size": 2,
         "gradient_accumulation_steps": 1,
+        "num_workers": 1,
         "save_every_n_steps": 1,
         "keep_last_n": 9,
     }

@@ -1,7 +1,9 @@
 """A run that was interrupted ends as if it had not been: every number, bit for bit."""
 
+import gc
 import hashlib
 import json
+import multiprocessing
 import pickle
 import shutil
 import signal
@@ -63,6 +65,22 @@ def test_a_stopped_run_ends_as_the_whole_one(whole, tmp_path, stops, capfd):
     assert distil(config, resume_from_checkpoint=True) == 0
     assert f"resumed from {output / 'recipe_state' / f'step_{done}'}" in capfd.readouterr().out
     check_same(output, expected)
+
+
+def test_workers_may_change_in_between_and_end_with_their_run(whole, tmp_path):
+    config, expected = whole
+    config = config | {"output_dir": str(tmp_path / "out")}
+    for step, num_workers in ((2, 0), (7, 2)):
+        call = calls_before(step) - calls_before(3 if step > 2 else 1) + 1
+        changes = {"num_workers": num_workers, "resume_from_checkpoint": True}
+        code = distil(config, kd_loss__signal_at=[call], **changes)
+        assert code == 128 + signal.SIGTERM
+        assert checkpoints(tmp_path / "out")[-1] == step
+        gc.collect()
+        assert not multiprocessing.active_children()
+    assert distil(config, num_workers=1, resume_from_checkpoint=True) == 0
+    assert not multiprocessing.active_children()
+    check_same(tmp_path / "out", expected)
 
 
 @pytest.mark.parametrize(

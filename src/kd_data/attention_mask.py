@@ -1,0 +1,53 @@
+"""Which earlier positions a packed row's position may look at, made from its document ids.
+
+Shapes: B batch, S positions.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchtune.modules import attention_utils
+
+
+def with_mask(batch: dict[str, Tensor]) -> dict[str, Any]:
+    """The batch with the ``mask`` that a decoder needs for it; the batch itself if that is none.
+
+    The mask is made where the batch lies, right before its forward, and is as short-lived as that:
+    a dense one is S times the size of everything else. A GPU that has FlexAttention takes a block
+    mask, everything else a dense one, [B, S, S].
+    """
+    if "input_pos" not in batch:  # not packed: plain causal attention
+        return batch
+    documents = batch["documents"]
+    flex = attention_utils._SUPPORTS_FLEX_ATTENTION and documents.is_cuda
+    return batch | {"mask": block_mask(documents) if flex else dense_mask(documents)}
+
+
+def dense_mask(documents: Tensor) -> Tensor:
+    """True where a position (row) sees another (column), bool [B, S, S]; padding sees padding."""
+    num_rows, length = documents.shape
+    rows = torch.arange(num_rows, device=documents.device)[:, None, None]
+    positions = torch.arange(length, device=documents.device)
+    return _sees(documents)(rows, None, positions[:, None], positions)
+
+
+def block_mask(documents: Tensor) -> Any:
+    """The same for FlexAttention: which blocks of 128 x 128 positions it has to look into."""
+    # Imported here, because only a GPU needs it.
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    num_rows, length = documents.shape
+    return create_block_mask(
+        _sees(documents), num_rows, None, length, length, device=documents.device
+    )
+
+
+def _sees(documents: Tensor) -> Callable[[Any, Any, Any, Any], Tensor]:
+    """Whether in row b (of any head) position q sees position k: FlexAttention's ``mask_mod``."""
+
+    def sees(b: Any, h: Any, q: Any, k: Any) -> Tensor:
+        return (q >= k) & (documents[b, q] == documents[b, k])
+
+    return sees
