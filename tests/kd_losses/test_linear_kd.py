@@ -291,7 +291,7 @@ def test_bf16_head_gradient_is_summed_in_fp32() -> None:
 
 
 def test_an_fp32_head_is_multiplied_in_the_hidden_states_bf16() -> None:
-    """Its gradient is the sum over chunks as it is, (1 + 999 / 512) / 2, of which bf16 drops a bit."""
+    """Its gradient is the plain sum over chunks, (1 + 999 / 512) / 2, of which bf16 drops a bit."""
     num = 1000
     hidden = torch.full((num, 1), 1 / 512, dtype=torch.bfloat16)
     hidden[0] = 1.0
