@@ -87,13 +87,18 @@ def _summary(
     rank = OmegaConf.select(cfg, "model.lora_rank")
     method = "DoRA" if cfg.model.get("use_dora") else "LoRA"
     weights = f"{method} of rank {rank}, merged" if rank else "all weights"
-    facts = [f"{weights}; optimizer `{component_text(cfg.optimizer)}`, {cfg.dtype}"]
+    facts = [f"{weights}; optimizer `{component_text(cfg.optimizer)}`, {_precision(cfg, rank)}"]
     if "steps" in metrics:
         batch = f"{cfg.batch_size} x {cfg.gradient_accumulation_steps} samples per device"
         facts.append(f"{metrics['steps']:,.0f} steps of {batch}")
     if "label_tokens" in metrics:
         facts.append(f"{metrics['label_tokens']:,.0f} tokens with a label")
     return f"{learner}, {how}. Trained: {'; '.join(facts)}."
+
+
+def _precision(cfg: DictConfig, rank: int | None) -> str:
+    rounded = cfg.optimizer.get("bf16_stochastic_round") and not rank
+    return cfg.dtype if cfg.dtype == "fp32" or rounded else f"{cfg.dtype} with fp32 updates"
 
 
 def _loading(cfg: DictConfig, directory: Path) -> str:

@@ -67,6 +67,23 @@ def test_dora_is_called_so(cfg, tmp_path):
     assert "DoRA of rank 4, merged" in written(tmp_path, cfg, METRICS).text
 
 
+@pytest.mark.parametrize(
+    ("dtype", "full", "rounded", "words"),
+    [
+        ("fp32", False, False, ", fp32;"),
+        ("bf16", False, True, ", bf16 with fp32 updates;"),  # LoRA is fp32 in any case
+        ("bf16", True, False, ", bf16 with fp32 updates;"),
+        ("bf16", True, True, ", bf16;"),
+    ],
+)
+def test_what_is_kept_in_fp32_is_told(cfg, tmp_path, dtype, full, rounded, words):
+    cfg.dtype = dtype
+    cfg.optimizer.bf16_stochastic_round = rounded
+    if full:
+        cfg.model = {"_component_": "hf_models.decoder", "checkpoint_dir": "models/small-student"}
+    assert words in written(tmp_path, cfg, METRICS).text
+
+
 def test_environment_and_secrets_stay_out(cfg, tmp_path, monkeypatch):
     monkeypatch.setenv("SCRATCH", "/scratch/me")
     cfg.output_dir = "${oc.env:SCRATCH}/run"

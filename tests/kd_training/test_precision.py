@@ -3,8 +3,10 @@
 import pytest
 import torch
 from omegaconf import OmegaConf
+from peft import PeftModel
 from safetensors.torch import load_file
 from test_step import micro_batches_of
+from transformers import AutoModelForCausalLM
 
 from kd_training import OneDevice, Trainer, preflight, run
 
@@ -135,8 +137,11 @@ def test_lora_is_merged_from_fp32_and_exported_as_it_is_kept(make_config, tmp_pa
     lora_a, lora_b = (masters[f"{name}.{part}.weight"] for part in ("lora_a", "lora_b"))
     hf_name = "model.layers.1.mlp.down_proj"
     assert torch.equal(adapter[f"base_model.model.{hf_name}.lora_A.weight"], lora_a)
-    base = load_file(f"{make_config().model.checkpoint_dir}/model.safetensors")
-    weight = base[f"{hf_name}.weight"].bfloat16().double()
+    student = make_config().model.checkpoint_dir
+    base = AutoModelForCausalLM.from_pretrained(student, dtype=BF16)
+    loaded = PeftModel.from_pretrained(base, tmp_path / "out" / "epoch_0" / "adapter").state_dict()
+    assert torch.equal(loaded[f"base_model.model.{hf_name}.lora_A.default.weight"], lora_a)
+    weight = load_file(f"{student}/model.safetensors")[f"{hf_name}.weight"].bfloat16().double()
     exact = weight + 8 / 4 * lora_b.double() @ lora_a.double()
     off = (exported[f"{hf_name}.weight"].double() - exact).abs() / exact.abs()
     assert off.max() < 2**-8  # one rounding
