@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
@@ -20,6 +21,7 @@ from kd_training.writing import WriteError, on_all_ranks
 
 BEST, EPOCH = "best", "epoch"  # the kinds of students
 _RUN_FILES = ("epoch_*", BEST, "logs", STATE_DIR, "config.yaml")
+_CACHED_S = 60.0  # for so long may a network's file system say that a new file is not there
 
 
 def check_writable(output_dir: Path) -> None:
@@ -49,7 +51,7 @@ def check_shared(output_dir: Path, placement: Placement) -> None:
     first = placement.rank == 0
     with tempfile.NamedTemporaryFile(dir=folder) if first else nullcontext() as token:
         path = placement.gather(folder / Path(token.name).name if token else None)[0]
-        seen = placement.gather(path.exists())
+        seen = placement.gather(_appears(path))
     blind = [str(rank) for rank, sees in enumerate(seen) if not sees]
     if blind:
         raise ValueError(
@@ -57,6 +59,15 @@ def check_shared(output_dir: Path, placement: Placement) -> None:
             f"{', '.join(blind)}, but every rank writes its part of a checkpoint; choose a folder "
             "on a file system that all nodes share"
         )
+
+
+def _appears(path: Path) -> bool:
+    end = time.monotonic() + _CACHED_S
+    while not path.exists():
+        if time.monotonic() >= end:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 def nearest_existing(path: Path) -> Path:

@@ -6,6 +6,7 @@ No outcome depends on a clock: ranks tell one another through their store how fa
 import os
 import time
 from datetime import timedelta
+from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -50,6 +51,10 @@ class Told(Sharded):
     def wait(self):
         let_know(f"rank {self.rank} waits")
         super().wait()
+
+    def gather(self, value):
+        let_know(f"rank {self.rank} waits")
+        return super().gather(value)
 
 
 def wait_for_a_slow_rank(rank):
@@ -98,7 +103,8 @@ class SlowCheckpointer:
 def save_while_the_other_waits(rank, file):
     checkpointer, placement = SlowCheckpointer(file), Told("cpu")
     with mock.patch("kd_training.output.merged_state_dict", return_value=({}, None, None)):
-        output.save_student(nn.Linear(1, 1), checkpointer, placement, 0, last=True)
+        student = nn.Linear(1, 1)
+        output.save_student(student, checkpointer, placement, 0, torch.float32, last=True)
     written = file.exists()
     let_know(f"rank {rank} goes on")
     assert written
@@ -143,11 +149,32 @@ def run_on_nodes_of_their_own(rank, root, nodes):
     os.chdir(own)
     changes = {"dry_run": True, "output_dir": "out/run"}
     cfg = check_config(OmegaConf.merge(case_config(root, "lora", 2), changes))
-    with pytest.raises(ValueError, match=r"^config: output_dir out/run: .* by rank 1, .*; choose"):
+    refused = r"^config: output_dir out/run: .* by rank 1, .*; choose"
+    # Nobody writes later what is not there now.
+    with mock.patch.object(output, "_CACHED_S", 0), pytest.raises(ValueError, match=refused):
         run(cfg, make_sharded(cfg))
     (own / "out").symlink_to(nodes, target_is_directory=True)
     run(cfg, make_sharded(cfg))
     assert [path.name for path in own.iterdir()] == ["out"]
+
+
+def see_it_late(rank, folder):
+    """To rank 1 the file of rank 0 is not there when it looks for it first."""
+    looks, exists = [], Path.exists
+
+    def late(path):
+        if rank == 1 and path.parent == folder:
+            looks.append(path)
+            return len(looks) > 3 and exists(path)
+        return exists(path)
+
+    with mock.patch.object(Path, "exists", late):
+        output.check_shared(folder, Sharded("cpu"))
+    assert len(looks) == (4 if rank == 1 else 0)
+
+
+def test_a_file_that_a_network_shows_late_is_waited_for(tmp_path):
+    on_ranks(2, str(tmp_path / "meeting"), see_it_late, tmp_path)
 
 
 def test_ranks_that_do_not_share_a_folder_are_refused(root, tmp_path):
