@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from pkgutil import resolve_name
 from types import SimpleNamespace
@@ -46,10 +47,15 @@ class Processes:
         self.log = log
         self._context = server()
 
-    def finish(self, config: dict, **options: Any) -> int:
-        """Do a run; the exit code, negative for a signal. Options are those of `_run`."""
+    def start(self, config: dict, **options: Any) -> BaseProcess:
+        """Start a run; options are those of `_run`."""
         process = self._context.Process(target=_run, args=(str(self.log), config), kwargs=options)
         process.start()
+        return process
+
+    def finish(self, config: dict, **options: Any) -> int:
+        """Do a run; the exit code, negative for a signal."""
+        process = self.start(config, **options)
         process.join(GUARD)
         assert process.exitcode is not None, "the run hangs"
         return process.exitcode

@@ -91,13 +91,12 @@ def replaced_files(cfg: DictConfig, progress: Mapping[str, Any] | None) -> list[
         cfg: The run's config.
         progress: How far the run is that it goes on with; None for a new one.
     """
-    first_epoch = 0 if progress is None else progress["epoch"] - (progress["owed"] == EPOCH)
-    names = [f"epoch_{epoch}" for epoch in range(first_epoch, cfg.epochs)]
-    if cfg.dataset_val is not None:
-        names.append(BEST)
-    folder = Path(cfg.checkpointer.get("output_dir") or cfg.output_dir)
-    students = [folder / name for name in names if (folder / name).exists()]
-    return students + ([] if progress is not None else _run_files(Path(cfg.output_dir)))
+    output_dir = Path(cfg.output_dir)
+    if progress is None:
+        return _run_files(output_dir)
+    first_epoch = progress["epoch"] - (progress["owed"] == EPOCH)
+    names = [BEST, *(f"epoch_{epoch}" for epoch in range(first_epoch, cfg.epochs))]
+    return [output_dir / name for name in names if (output_dir / name).exists()]
 
 
 def _run_files(output_dir: Path) -> list[Path]:

@@ -10,8 +10,8 @@ import socket
 
 import pytest
 import yaml
-from blocking_parts import writing_end
-from processes import Processes, importable, wait_for
+from blocking_parts import Gate
+from processes import GUARD, Processes
 from resuming import check_same, checkpoints, distil, everything, records, students
 
 from hf_models import HFCheckpointer
@@ -24,7 +24,6 @@ def _no_pictures():
     """A picture takes longer than the run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kd_training.loop.plot_losses", lambda *_: None)
-        patch.setenv("PYTHONPATH", importable())
         yield
 
 
@@ -275,32 +274,30 @@ def test_a_resumed_run_may_read_the_epochs_that_it_does_not_write(tune_run, conf
 
 @pytest.fixture
 def blocked(whole, tmp_path, processes):
-    """A run that waits in its 6th step, after the checkpoint of the 4th, and how to end that."""
-    config, expected = whole
-    os.mkfifo(tmp_path / "fifo")
-    loss = {"_component_": "blocking_parts.BlockingLoss", "fifo": str(tmp_path / "fifo"), "at": 14}
-    blocking = config | {"output_dir": str(tmp_path / "out")}
-    ends, started = [], []
+    """Starts a run that waits in its 6th step, after the checkpoint of the 4th; its config."""
+    config, _ = whole
+    (tmp_path / "gate").mkdir()
+    gate, started = Gate(tmp_path / "gate"), []
+    loss = {"_component_": "blocking_parts.BlockingLoss", "folder": str(tmp_path / "gate")}
+    config = config | {"output_dir": str(tmp_path / "out")}
 
     def start(**options):
-        process = processes.start(blocking | {"kd_loss": loss | options})
+        process = processes.start(config | {"kd_loss": loss | {"at": 14} | options})
         started.append(process)
-        wait_for(lambda: ends.append(writing_end(tmp_path / "fifo")) or ends[-1], process)
-        assert process.is_alive(), processes.text()
-        return process, lambda: os.close(ends.pop())
+        return process, gate, gate.reached(process)
 
-    yield start, blocking, expected
+    yield start, config
     for process in started:
         process.kill()
 
 
 @pytest.mark.parametrize("resume", [False, True], ids=["anew", "resuming"])
-def test_a_second_run_in_one_folder_is_refused(blocked, tmp_path, resume):
-    start, config, expected = blocked
-    first, let_go = start()
-    second = Processes(tmp_path / "second.txt")
+def test_a_second_run_in_one_folder_is_refused(whole, blocked, tmp_path, resume):
+    start, config = blocked
+    first, gate, _ = start()
     assert checkpoints(tmp_path / "out") == [4]
     before = snapshot(tmp_path / "out")
+    second = Processes(tmp_path / "second.txt")
     changes = {"resume_from_checkpoint": resume, "save_every_n_steps": 1}
     assert second.finish(config | changes) == 1
     who = f"in use by process {first.pid} on {socket.gethostname()}, since 2"
@@ -308,28 +305,27 @@ def test_a_second_run_in_one_folder_is_refused(blocked, tmp_path, resume):
     assert "set another output_dir" in last_line(second.text())
     assert second.finish(config | changes | {"dry_run": True}) == 0
     assert snapshot(tmp_path / "out") == before
-    let_go()
-    first.join(120)
+    gate.open()
+    first.join(GUARD)
     assert first.exitcode == 0
-    check_same(tmp_path / "out", expected)
+    check_same(tmp_path / "out", whole[1])
     assert not [path.name for path in (tmp_path / "out").rglob(".*")]
 
 
 @pytest.mark.parametrize("resume", [False, True], ids=["anew", "resuming"])
-def test_a_killed_run_keeps_nobody_out(blocked, tmp_path, processes, resume):
+def test_a_killed_run_keeps_nobody_out(whole, blocked, tmp_path, processes, resume):
     """Not even through a child that it has forked, which is still there."""
-    start, config, expected = blocked
-    first, _ = start(child=str(tmp_path / "child"))
-    child = int((tmp_path / "child").read_text())
+    start, config = blocked
+    first, _, child = start(child=True)
     try:
         first.kill()
-        first.join(60)
+        first.join(GUARD)
         os.kill(child, 0)  # it is there
         code = processes.finish(config | {"resume_from_checkpoint": resume})
         assert code == 0, processes.text()
     finally:
         os.kill(child, signal.SIGKILL)
-    check_same(tmp_path / "out", expected)
+    check_same(tmp_path / "out", whole[1])
     assert (tmp_path / "out" / "previous").exists() is not resume
 
 
