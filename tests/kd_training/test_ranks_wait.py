@@ -14,7 +14,8 @@ import sharded_cases
 import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
-from sharded_cases import case_config, on_ranks
+from ranks import on_ranks
+from sharded_cases import case_config
 from torch import nn
 from torch.distributed.checkpoint.state_dict import set_model_state_dict
 from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout

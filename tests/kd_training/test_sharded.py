@@ -13,13 +13,13 @@ import torch
 import torch.distributed as dist
 from omegaconf import OmegaConf
 from parity import as_table, logged_differences, weight_difference
+from ranks import on_ranks
 from resuming import records
 from safetensors.torch import load_file
 from sharded_cases import (
     CASES,
     SPOILT,
     case_config,
-    on_ranks,
     run_directory,
     train,
     train_cases,
