@@ -47,11 +47,15 @@ def recover(folder: Path, targets: str) -> None:
 
     A directory that had been moved away for its successor is put back; half-written ones go.
     """
-    for previous in folder.glob(f".{targets}.previous"):
-        put_back(previous.with_name(previous.name.removeprefix(".").removesuffix(".previous")))
     for kind in ("previous", "partial"):
         for leftover in folder.glob(f".{targets}.{kind}"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            _recover(leftover.with_name(leftover.name.removeprefix(".").removesuffix(f".{kind}")))
+
+
+def _recover(target: Path) -> None:
+    put_back(target)
+    for leftover in (partial_path(target), previous_path(target)):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def flush_to_disk(directory: Path) -> None:
@@ -88,9 +92,7 @@ def atomic_directory(target: str | Path) -> Iterator[Path]:
     target = Path(target).absolute()
     temporary = partial_path(target)
     previous = previous_path(target)
-    put_back(target)
-    for leftover in (temporary, previous):
-        shutil.rmtree(leftover, ignore_errors=True)
+    _recover(target)
     try:
         temporary.mkdir(parents=True)
         yield temporary

@@ -10,10 +10,12 @@ _MADE_BY = {
 }
 
 
-def missing(path: str | Path, kind: str) -> str:
+def missing(path: str | Path, kind: str, remedy: str | None = None) -> str:
     """One line: that there is no such ``kind``, where it was looked for, and what to do."""
     path = Path(path)
     where = "" if path.is_absolute() else f" in {Path.cwd()}"
+    if remedy is not None:
+        return f"{path}: no such {kind}{where}; {remedy}"
     for folder in (path, *path.parents):
         if folder.name in _MADE_BY:
             command = _MADE_BY[folder.name].format(folder)

@@ -17,6 +17,8 @@ from torchtune.config._errors import ConfigError, InstantiationError
 from torchtune.config._utils import _merge_yaml_and_cli_args
 from yaml import YAMLError
 
+from hf_models.missing import missing
+
 # What a mistake in the config, the data or the files raises, in our rooms and in torchtune's.
 MISTAKES = (
     ValueError,
@@ -80,8 +82,7 @@ def _no_config(path: Path) -> str:
     remedy = "check the path, or start from the folder that it belongs to"
     if near:
         remedy = f"did you mean {' or '.join(by_name[name] for name in near)}?"
-    where = "" if path.is_absolute() else f" in {Path.cwd()}"
-    return f"--config {path}: no such file{where}; {remedy}"
+    return f"--config {missing(path, 'file', remedy)}"
 
 
 def _check_override(content: DictConfig, override: str) -> None:

@@ -29,7 +29,7 @@ def check_output(cfg: DictConfig) -> None:
         raise ValueError(
             f"config: checkpointer.output_dir is not set, so no student could be saved; {_OUTPUT}"
         )
-    if isinstance(directory, str) and Path(directory).resolve() != Path(cfg.output_dir).resolve():
+    if isinstance(directory, str) and not _same(directory, cfg.output_dir):
         raise ValueError(
             f"config: checkpointer.output_dir is {directory}, but output_dir is {cfg.output_dir}; "
             f"a run writes into one directory: {_OUTPUT}"

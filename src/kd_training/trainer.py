@@ -40,7 +40,7 @@ class Trainer:
     """One run. Creating it checks everything that can be checked without reading a weight.
 
     Args:
-        cfg: The run's config.
+        cfg: The run's config, checked.
         placement: Where the models live.
 
     Raises:
@@ -49,9 +49,8 @@ class Trainer:
     """
 
     def __init__(self, cfg: DictConfig, placement: Placement) -> None:
-        self.cfg = cfg = check_config(cfg)
         check_output(cfg)
-        self.placement = placement
+        self.cfg, self.placement = cfg, placement
         self.dtype = training.get_dtype(cfg.dtype, device=placement.device)
         self.output_dir = Path(cfg.output_dir)
         self.progress = Progress()

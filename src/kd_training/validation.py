@@ -84,9 +84,10 @@ def measure(cfg: DictConfig, loader: DataLoader, placement: Placement) -> str:
         loader: Of this rank's share of the held-out data.
         placement: Where the run lives; the hash is the same for any number of ranks.
     """
+    dataset: Any = loader.dataset
     total = count = 0
-    for i in range(len(loader.dataset)):  # type: ignore[arg-type]
-        sample = loader.dataset[i]
+    for i in range(len(dataset)):
+        sample = dataset[i]
         if "blank" not in sample:
             total, count = total + _checksum(sample), count + 1
     samples = placement.sum(torch.tensor([total, count])).tolist()

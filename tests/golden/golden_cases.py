@@ -175,8 +175,8 @@ def case_config(root: Path, case: str) -> dict[str, Any]:
         changes.pop(key, None)
     for key, value in changes.items():
         OmegaConf.update(cfg, key, value, merge=False, force_add=True)
-    OmegaConf.resolve(cfg)
-    return OmegaConf.to_container(cfg)  # type: ignore[return-value]
+    values: Any = OmegaConf.to_container(cfg, resolve=True)
+    return values
 
 
 @contextmanager

@@ -22,7 +22,7 @@ def packs_of(lengths, row):
     return list(PackedDataset(samples, max_seq_len=row))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=20))
 def test_a_dense_mask_is_torchtunes(lengths):
     packs = packs_of(lengths, 12)
@@ -30,7 +30,7 @@ def test_a_dense_mask_is_torchtunes(lengths):
     assert torch.equal(mask, create_block_causal_mask([pack["seq_lens"] for pack in packs]))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=20))
 def test_every_position_sees_itself_so_no_row_of_attention_is_nan(lengths):
     """Padding too, and rows that only fill up a batch."""

@@ -81,14 +81,14 @@ def whole(text):
 
 
 @pytest.mark.parametrize("kinds", SIDES, ids="-".join)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(text=texts)
 def test_plain_text(tokenizers, kinds, text):
     sides = [tokenizers[kind] for kind in kinds]
     assert two(sides, whole(text)) == expected_pairs(sides, text)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd\uffff")))
 def test_any_text_in_bytes(tokenizers, text):
     sides = [tokenizers["small"], tokenizers["large"]]
@@ -96,7 +96,7 @@ def test_any_text_in_bytes(tokenizers, text):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(text=texts, first=st.integers(0, 10), number=st.integers(2, 60))
 def test_a_tokenizer_meets_itself_in_every_target(tokenizers, kind, text, first, number):
     """Those inside of a character aside."""

@@ -7,6 +7,7 @@ from omegaconf import OmegaConf
 from torchtune.training import OffloadActivations
 
 from kd_training import OneDevice, Trainer
+from kd_training.config import check_config
 
 
 @pytest.fixture
@@ -19,7 +20,7 @@ def make_trainer(tiny_run, tmp_path):
         cfg.model.checkpoint_dir = cfg.checkpointer.checkpoint_dir = directory
         for key, value in (overrides or {}).items():
             OmegaConf.update(cfg, key, value, force_add=True)
-        trainer = Trainer(cfg, OneDevice("cpu"))
+        trainer = Trainer(check_config(cfg), OneDevice("cpu"))
         trainer.directories = tiny_run.directories | {"student": directory}
         trainer.load()
         return trainer

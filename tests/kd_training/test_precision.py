@@ -9,6 +9,7 @@ from test_step import micro_batches_of
 from transformers import AutoModelForCausalLM
 
 from kd_training import OneDevice, Trainer, preflight, run
+from kd_training.config import check_config
 
 BF16, FP32 = torch.bfloat16, torch.float32
 STOCHASTIC = {"_component_": "torchao.optim._AdamW", "lr": 1e-5, "bf16_stochastic_round": True}
@@ -33,7 +34,7 @@ def make_config(tiny_run, tmp_path):
 @pytest.fixture
 def load(make_config):
     def load(**overrides):
-        trainer = Trainer(make_config(**overrides), OneDevice("cpu"))
+        trainer = Trainer(check_config(make_config(**overrides)), OneDevice("cpu"))
         trainer.load()
         return trainer
 

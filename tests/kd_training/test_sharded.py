@@ -178,18 +178,23 @@ def test_transformers_opens_what_two_ranks_have_merged(sharded_runs):
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-5, atol=1e-5)
 
 
+def check_going_on_alone(root, case, output):
+    """One device goes on in ``output``, and ends as one that has done it all."""
+    changes = {"output_dir": str(output), "resume_from_checkpoint": True}
+    train(OmegaConf.merge(case_config(root, case, 0), changes), OneDevice("cpu"))
+    expected = one_device(root, case)
+    worst = logged_differences(records(output), records(expected))
+    assert max(worst.values()) < PARITY
+    assert weight_difference(output, expected, root / "student") < PARITY
+
+
 def test_one_device_goes_on_from_two_ranks(sharded_runs, tmp_path):
     root = sharded_runs(2)
     output = tmp_path / "out"
     shutil.copytree(run_directory(root, "lora", 2), output)
     for step in (4, 5):
         shutil.rmtree(output / "recipe_state" / f"step_{step}")
-    changes = {"output_dir": str(output), "resume_from_checkpoint": True}
-    train(OmegaConf.merge(case_config(root, "lora", 0), changes), OneDevice("cpu"))
-    expected = one_device(root, "lora")
-    worst = logged_differences(records(output), records(expected))
-    assert max(worst.values()) < PARITY
-    assert weight_difference(output, expected, root / "student") < PARITY
+    check_going_on_alone(root, "lora", output)
 
 
 def test_nan_on_one_rank_stops_all_of_them(sharded_runs):
@@ -232,9 +237,4 @@ def test_a_best_student_without_room_stops_all_ranks_behind_a_checkpoint(sharded
         assert note["error"].endswith(f"resume_from_checkpoint=true to go on from {newest}")
     output = tmp_path / "out"
     shutil.copytree(spoilt, output)
-    changes = {"output_dir": str(output), "resume_from_checkpoint": True}
-    train(OmegaConf.merge(case_config(root, "validation", 0), changes), OneDevice("cpu"))
-    expected = one_device(root, "validation")
-    worst = logged_differences(records(output), records(expected))
-    assert max(worst.values()) < PARITY
-    assert weight_difference(output, expected, root / "student") < PARITY
+    check_going_on_alone(root, "validation", output)

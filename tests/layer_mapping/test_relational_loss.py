@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from layer_mapping import RelationalLoss, relational_loss
@@ -40,7 +40,6 @@ def test_two_tokens_by_hand():
     assert apart.item() == pytest.approx(0, abs=1e-30)
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(0, 3), min_size=1, max_size=12),
     st.tuples(st.integers(1, 6), st.integers(1, 6)),

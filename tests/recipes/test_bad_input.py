@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from kd_training import OneDevice, Trainer
+from kd_training.config import check_config
 from kd_training.errors import MISTAKES
 
 
@@ -169,7 +170,7 @@ def check_mutations(config, number):
     @given(mutations(config))
     def never_a_traceback(mutated):
         with suppress(*MISTAKES):
-            Trainer(OmegaConf.create(mutated), OneDevice("cpu"))
+            Trainer(check_config(OmegaConf.create(mutated)), OneDevice("cpu"))
 
     never_a_traceback()
 

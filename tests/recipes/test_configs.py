@@ -85,7 +85,7 @@ def test_a_run_is_built_and_takes_a_step(path, small, tmp_path):
 
 
 def take_a_step(cfg):
-    trainer = Trainer(cfg, OneDevice("cpu"))
+    trainer = Trainer(check_config(cfg), OneDevice("cpu"))
     trainer.load()
     trainer.train()
 

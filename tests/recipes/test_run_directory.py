@@ -19,14 +19,6 @@ from kd_training import recipe_state
 from kd_training.lock import LOCK_FILE, locked
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_pictures():
-    """A picture takes longer than the run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kd_training.loop.plot_losses", lambda *_: None)
-        yield
-
-
 @pytest.fixture
 def processes(tmp_path):
     return Processes(tmp_path / "log.txt")
