@@ -77,6 +77,6 @@ eval: | $(INSTALLED)
 	$(BIN)/lm_eval run --model hf --model_args pretrained=$(MODEL) --tasks $(TASKS) \
 		--output_path $(MODEL)/eval $(EVAL_ARGS)
 report: | $(INSTALLED)
-	$(BIN)/python -m kd_analysis.compare $(or $(RUNS),out)
+	$(BIN)/python -m kd_analysis.report.compare $(or $(RUNS),out)
 clean:
 	rm -rf out data .pytest_cache .ruff_cache .mypy_cache

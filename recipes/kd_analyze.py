@@ -5,25 +5,26 @@ tune run kd_analyze --config out/quickstart/config.yaml analysis.num_samples=64 
     "analysis.students={forward: out/forward/epoch_0, reverse: out/reverse/epoch_0}"
 
 takes a run's config as it is: teacher, student before and newest student after, `dataset_val` (or
-`dataset`), device and dtype. `analysis` changes any argument of `kd_analysis.analyze.analyze`.
+`dataset`), device and dtype. `analysis` changes any argument of
+`kd_analysis.probe.analyze.analyze`.
 """
 
 from omegaconf import DictConfig, OmegaConf
 from torchtune import config
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
-from kd_analysis.analyze import analyze
-from kd_analysis.runs import analysis_of_run
-from kd_training import run_main
-from kd_training.config import check_component, check_config, component
-from kd_training.samples import build_dataset
+from kd_analysis.probe.analyze import analyze
+from kd_analysis.report.runs import analysis_of_run
+from kd_config.check import check_component, check_config, component
+from kd_config.command_line import run_main
+from kd_data.samples import build_dataset
 
 
 @config.parse
 def main(cfg: DictConfig) -> None:
     """Analyse a run."""
     options = dict(cfg.pop("analysis", None) or {})
-    node = OmegaConf.create({"_component_": "kd_analysis.analyze.analyze", **options})
+    node = OmegaConf.create({"_component_": "kd_analysis.probe.analyze.analyze", **options})
     check_component("analysis", node)
     cfg = check_config(cfg)
     arguments = analysis_of_run(cfg) | options

@@ -6,7 +6,8 @@ tune run --nproc_per_node 4 kd_distributed --config configs/qwen3_forward.yaml
 from omegaconf import DictConfig
 from torchtune import config
 
-from kd_training import run_main, run_sharded
+from kd_config.command_line import run_main
+from kd_training import run_sharded
 
 
 @config.parse

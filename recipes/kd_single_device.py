@@ -7,8 +7,9 @@ tune run kd_single_device --config configs/quickstart.yaml max_steps_per_epoch=5
 from omegaconf import DictConfig
 from torchtune import config
 
-from kd_training import OneDevice, run, run_main
-from kd_training.config import check_config
+from kd_config.check import check_config
+from kd_config.command_line import run_main
+from kd_training import OneDevice, run
 
 
 @config.parse

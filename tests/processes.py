@@ -19,7 +19,8 @@ from unittest import mock
 
 from omegaconf import OmegaConf
 
-from kd_training import OneDevice, loop, run, run_main, stop_signal
+from kd_config.command_line import run_main
+from kd_training import OneDevice, loop, run, stop_signal
 
 # Seconds after which a test gives up on what hangs; no test passes or fails by it otherwise.
 GUARD = 600

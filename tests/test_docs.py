@@ -11,7 +11,7 @@ from torchtune.config import instantiate
 from transformers import AutoTokenizer
 
 from hf_models import HFTokenizer
-from kd_training.config import check_config
+from kd_config.check import check_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

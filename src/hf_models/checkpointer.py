@@ -9,7 +9,7 @@ from torchtune.training import ADAPTER_CONFIG, ADAPTER_KEY, MODEL_KEY
 
 from hf_models.directories import atomic_directory, copy_tokenizer
 from hf_models.export import check_shard_size, write_adapter, write_model
-from hf_models.names import hf_name, tune_name
+from hf_models.torchtune_decoder.names import hf_name, tune_name
 from hf_models.weights import find_tensors, read_tensors
 
 

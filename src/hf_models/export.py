@@ -11,7 +11,6 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from hf_models.config import parse_config, read_raw_config
 from hf_models.directories import (
     atomic_directory,
     copy_companions,
@@ -19,7 +18,8 @@ from hf_models.directories import (
     portable_path,
     without_machine_paths,
 )
-from hf_models.names import hf_module_name, hf_name, peft_name
+from hf_models.torchtune_decoder.config import parse_config, read_raw_config
+from hf_models.torchtune_decoder.names import hf_module_name, hf_name, peft_name
 from hf_models.weights import INDEX_FILE, TensorInfo, check_tensors
 
 Tensors = Mapping[str, torch.Tensor]

@@ -18,7 +18,7 @@ from torchtune.modules import TransformerDecoder
 from torchtune.modules.low_precision import FrozenNF4Linear
 from torchtune.modules.peft import get_adapter_params
 
-from hf_models.dora import row_norms
+from hf_models.torchtune_decoder.dora import row_norms
 
 NF4 = "nf4"
 _BLOCK_SIZE, _SCALER_BLOCK_SIZE = 64, 256  # as in QLoRA

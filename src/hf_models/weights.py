@@ -9,9 +9,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
 
-from hf_models.builders import build_decoder
-from hf_models.config import read_config
-from hf_models.names import hf_name
+from hf_models.torchtune_decoder.builders import build_decoder
+from hf_models.torchtune_decoder.config import read_config
+from hf_models.torchtune_decoder.names import hf_name
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 
 from hf_models import atomic_directory
-from kd_data.manual_text import passages, questions, split_topics
+from kd_data.datasets.manual_text import passages, questions, split_topics
 
 DEFAULT_OUTPUT = Path("data/reference_manual")
 

@@ -18,14 +18,14 @@ from torchtune.modules.peft import get_adapter_params, set_trainable_params
 from hf_models import HFCheckpointer
 from hf_models.precision import keep_masters
 from hf_models.quantization import NF4
+from kd_config.check import component
+from kd_config.kinds import expect
+from kd_config.values import loss_weights, needs_teacher
 from kd_losses import ForwardKLLoss, KDLoss
-from kd_training.config import component
-from kd_training.kinds import expect
-from kd_training.matching import build_matcher
-from kd_training.objective import Objective
-from kd_training.offloading import check_offloading, offload_activations
-from kd_training.two_tokenizers import check_two_tokenizers
-from kd_training.values import loss_weights, needs_teacher
+from kd_training.objective.matching import build_matcher
+from kd_training.objective.objective import Objective
+from kd_training.placement.offloading import check_offloading, offload_activations
+from kd_training.preflight.two_tokenizers import check_two_tokenizers
 
 _CROSS_ENTROPIES = (nn.CrossEntropyLoss, CEWithChunkedOutputLoss)
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from kd_data.sources import Data
 from kd_training.build import count_parameters
-from kd_training.data import Data
 from layer_mapping import LayerMatcher
 
 _LOOK_AT = 100  # samples, for their mean length

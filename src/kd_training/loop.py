@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from kd_analysis.plots import plot_losses
-from kd_training import output, preflight
-from kd_training.data import first_batch, grouped, skip_to
-from kd_training.matching import pairs_of_epoch
-from kd_training.metrics import METRICS_FILE, Metrics, peak_memory_gib
+from kd_data.sources import first_batch, grouped, skip_to
+from kd_training.objective.matching import pairs_of_epoch
+from kd_training.output import directory
+from kd_training.output.loss_plot import plot_losses
+from kd_training.output.metrics import METRICS_FILE, Metrics, peak_memory_gib
+from kd_training.placement.writing import WriteError
+from kd_training.preflight import estimates
 from kd_training.saving import Saving
 from kd_training.step import NonFiniteError
 from kd_training.stop_signal import StopSignal
 from kd_training.validation import measure
-from kd_training.writing import WriteError
 
 if TYPE_CHECKING:
     from kd_training.trainer import Trainer
@@ -48,7 +49,7 @@ class Loop:
         finally:
             self.metrics.close()
         if self.placement.rank == 0:
-            output.write_summary(self.trainer.output_dir, self.saving.summary())
+            directory.write_summary(self.trainer.output_dir, self.saving.summary())
             plot_losses(
                 self.trainer.output_dir / METRICS_FILE,
                 self.trainer.output_dir / "logs" / "loss.png",
@@ -58,7 +59,7 @@ class Loop:
         resumed = self.trainer.checkpoint is not None
         previous = None
         if self.placement.rank == 0:
-            previous = output.start_output(self.cfg, self.trainer.output_dir, resumed)
+            previous = directory.start_output(self.cfg, self.trainer.output_dir, resumed)
         self.placement.wait()
         self.saving = Saving(self.trainer)
         self.metrics = Metrics(
@@ -87,7 +88,7 @@ class Loop:
             self.metrics.say(line)
         batch = first_batch(self.data.loader, self.placement.device)
         trainer = self.trainer
-        for warning in preflight.check_weights(
+        for warning in estimates.check_weights(
             trainer.student, trainer.teacher, batch, trainer.objective.ignore_index
         ):
             self.metrics.say(f"warning: {warning}")
@@ -164,7 +165,7 @@ class Loop:
         self.metrics.log(named, step)
         if values["total"] < self.progress.best:
             self.progress.best = values["total"]
-            if output.keeps_best(self.trainer.checkpointer):
+            if directory.keeps_best(self.trainer.checkpointer):
                 self.saving.best()
 
     def _save_or_stop(self, stop: StopSignal) -> None:

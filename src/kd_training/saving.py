@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING
 
-from kd_analysis.model_card import write_model_card
-from kd_training import output
-from kd_training.metrics import peak_memory_gib
-from kd_training.output import BEST, EPOCH
-from kd_training.recipe_state import Checkpoints, note_export
-from kd_training.writing import WriteError, on_all_ranks
+from kd_training.checkpoint.files import Checkpoints, note_export
+from kd_training.output import directory
+from kd_training.output.directory import BEST, EPOCH
+from kd_training.output.metrics import peak_memory_gib
+from kd_training.output.model_card import write_model_card
+from kd_training.placement.writing import WriteError, on_all_ranks
 
 if TYPE_CHECKING:
     from kd_training.trainer import Trainer
@@ -87,7 +87,7 @@ class Saving:
     def _export(self, which: str) -> None:
         best = which == BEST
         epoch = self.progress.epoch - (not best)
-        directory = output.save_student(
+        folder = directory.save_student(
             self.trainer.student,
             self.trainer.checkpointer,
             self.placement,
@@ -99,9 +99,9 @@ class Saving:
         )
 
         def write_card() -> None:
-            if directory is not None and not self.cfg.save_adapter_weights_only:
+            if folder is not None and not self.cfg.save_adapter_weights_only:
                 pairs = None if self.matcher is None else self.matcher.pairs
-                write_model_card(directory, self.cfg, self.progress.newest | self.summary(), pairs)
+                write_model_card(folder, self.cfg, self.progress.newest | self.summary(), pairs)
 
         on_all_ranks(self.placement, write_card)
 

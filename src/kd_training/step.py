@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hf_models.directories import give_usual_mode
-from kd_training.objective import PARTS, Objective, Sums
-from kd_training.placement import Placement
-from kd_training.scaling import DynamicScales
-from kd_training.transfer import one_at_a_time
+from kd_data.transfer import one_at_a_time
+from kd_training.objective.objective import PARTS, Objective, Sums
+from kd_training.objective.scaling import DynamicScales
+from kd_training.placement.one_device import Placement
 
 # The schedule moves on with a step that is passed over, be it the very first.
 warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 
-from kd_training.placement import Placement
+from kd_training.placement.one_device import Placement
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 # Ctrl-C reaches a worker from the terminal and once more through its launcher, at the same moment.

@@ -9,31 +9,33 @@ from omegaconf import DictConfig
 from torch import nn
 from torchtune import training
 
-from kd_training import build, output, preflight
-from kd_training.checkpoint_tensors import load_tensors
-from kd_training.config import check_config, component
-from kd_training.data import Data, build_data
+from kd_config.check import check_config, component
+from kd_config.kinds import expect
+from kd_data.samples import build_tokenizers
+from kd_data.sources import Data, build_data
+from kd_data.workers import about_lost_worker
+from kd_training import build
+from kd_training.checkpoint.facts import Facts, read_facts
+from kd_training.checkpoint.files import STATE_DIR, has_exported, newest_state
+from kd_training.checkpoint.run_state import Progress, RunState
+from kd_training.checkpoint.tensors import load_tensors
 from kd_training.describe import describe
-from kd_training.facts import Facts, read_facts
-from kd_training.kinds import expect
-from kd_training.lock import locked
 from kd_training.loop import Loop
-from kd_training.metrics import peak_memory_gib
-from kd_training.placement import Placement
-from kd_training.recipe_state import STATE_DIR, has_exported, newest_state
-from kd_training.run_state import Progress, RunState
-from kd_training.same_model import (
+from kd_training.objective.scaling import DynamicScales
+from kd_training.output import directory
+from kd_training.output.lock import locked
+from kd_training.output.metrics import peak_memory_gib
+from kd_training.placement.one_device import Placement
+from kd_training.preflight import estimates
+from kd_training.preflight.same_model import (
     check_model_configs,
     check_output,
     check_tokenizers,
     prepare_export,
 )
-from kd_training.samples import build_tokenizers
-from kd_training.scaling import DynamicScales
-from kd_training.sources import check_sources
+from kd_training.preflight.sources import check_sources
 from kd_training.step import OptimizerStep
 from kd_training.validation import Validator
-from kd_training.workers import about_lost_worker
 
 
 class Trainer:
@@ -54,18 +56,18 @@ class Trainer:
         self.dtype = training.get_dtype(cfg.dtype, device=placement.device)
         self.output_dir = Path(cfg.output_dir)
         self.progress = Progress()
-        output.check_shared(self.output_dir, placement)
+        directory.check_shared(self.output_dir, placement)
         self.checkpoint = self._find_checkpoint()
         self._facts = facts = self._read_checkpoint()
         # Without a seed one is drawn, once.
         drawn = facts["seed"] if facts and cfg.seed is None else cfg.seed
         self.seed = training.set_seed(drawn)
-        check_sources(cfg, output.replaced_files(cfg, facts["progress"] if facts else None))
+        check_sources(cfg, directory.replaced_files(cfg, facts["progress"] if facts else None))
 
         self.student = build.build_student(cfg, self.dtype)
-        preflight.check_disk(cfg, self.student, self.dtype, self.output_dir)
+        estimates.check_disk(cfg, self.student, self.dtype, self.output_dir)
         self.teacher = build.build_teacher(cfg, self.dtype)
-        preflight.check_length(cfg, self.student, self.teacher)
+        estimates.check_length(cfg, self.student, self.teacher)
         self.quantization = build.build_quantization(cfg)
         check_model_configs(cfg, with_teacher=self.teacher is not None)
         tokenizers = build_tokenizers(cfg)
@@ -173,7 +175,7 @@ class Trainer:
         """The run in a few lines, for people."""
         cfg = self.cfg
         lines = describe(cfg, self.student, self.teacher, self.objective.matcher, self.data)
-        memory = preflight.estimate_memory(
+        memory = estimates.estimate_memory(
             cfg, self.student, self.teacher, self.dtype, self.placement
         )
         return [*lines, memory.line(self.placement.device)]
@@ -189,12 +191,12 @@ def run(cfg: DictConfig, placement: Placement) -> None:
     """
     cfg = check_config(cfg)
     output_dir = Path(cfg.output_dir)
-    output.check_writable(output_dir)
+    directory.check_writable(output_dir)
     # The ranks meet before any of them looks at what is there.
     owner = placement.rank == 0 and not cfg.dry_run
     with locked(output_dir) if owner else nullcontext():
         if owner:
-            output.mend(output_dir)
+            directory.mend(output_dir)
         trainer = Trainer(cfg, placement)
         if not cfg.dry_run:
             _train(trainer)

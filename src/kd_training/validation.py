@@ -12,11 +12,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from kd_training.objective import Objective
-from kd_training.placement import Placement
-from kd_training.transfer import to_device
-from kd_training.values import loss_weights
-from kd_training.workers import batches
+from kd_config.values import loss_weights
+from kd_data.transfer import to_device
+from kd_data.workers import batches
+from kd_training.objective.objective import Objective
+from kd_training.placement.one_device import Placement
 
 # What a validation's total depends on, besides its samples, the parts' weights and the student.
 _MEASURE = (

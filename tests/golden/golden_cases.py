@@ -23,9 +23,9 @@ from resuming import records
 from safetensors.torch import load_file
 
 from hf_models import init_student
+from kd_config.check import check_config
 from kd_training import OneDevice, run
-from kd_training.config import check_config
-from kd_training.sharded import make_sharded
+from kd_training.many_devices import make_sharded
 
 TABLE = Path(__file__).with_name("golden.json")
 STEPS = 3  # of each run

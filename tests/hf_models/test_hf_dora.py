@@ -19,8 +19,8 @@ from hf_models import (
     lora_decoder,
     merged_state_dict,
 )
-from hf_models.dora import DoRALinear
 from hf_models.quantization import dequantized
+from hf_models.torchtune_decoder.dora import DoRALinear
 
 ALL = ["q_proj", "k_proj", "v_proj", "output_proj"]
 DORA = {"use_dora": True, "lora_rank": 3, "lora_alpha": 7}

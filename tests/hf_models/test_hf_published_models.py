@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hf_models import decoder
-from hf_models.names import hf_name, tune_name
+from hf_models.torchtune_decoder.names import hf_name, tune_name
 
 PUBLISHED = json.loads((Path(__file__).parents[1] / "data" / "published_models.json").read_text())
 

@@ -4,9 +4,9 @@ import sys
 import pytest
 from PIL import Image
 
-from kd_analysis import report
 from kd_analysis.draw_strategies import main as draw_strategies
-from kd_analysis.plots import plot_losses
+from kd_analysis.report import __main__ as report
+from kd_training.output.loss_plot import plot_losses
 
 
 def is_picture(path):

@@ -14,9 +14,9 @@ from PIL import Image
 from transformers import AutoModelForCausalLM
 
 from hf_models import init_student
-from kd_analysis.analyze import analyze
-from kd_analysis.layer_angles import Angles
-from kd_analysis.logit_overlap import Overlap
+from kd_analysis.probe.analyze import analyze
+from kd_analysis.probe.layer_angles import Angles
+from kd_analysis.probe.logit_overlap import Overlap
 
 PAD = 0
 

@@ -11,11 +11,11 @@ from lm_eval.tasks import TaskManager
 from omegaconf import OmegaConf
 from PIL import Image
 
-from kd_analysis import compare
-from kd_analysis.compare_table import group_table
-from kd_analysis.eval_results import evaluated_model, main_scores, read_results, result_files
-from kd_analysis.paper_results import paper_table, paper_tables
-from kd_analysis.runs import find_groups
+from kd_analysis.report import compare
+from kd_analysis.report.compare_table import group_table
+from kd_analysis.report.eval_results import evaluated_model, main_scores, read_results, result_files
+from kd_analysis.report.paper_results import paper_table, paper_tables
+from kd_analysis.report.runs import find_groups
 
 TASK = """task: tiny_choice
 dataset_path: json

@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from omegaconf import OmegaConf
 from tiny import run_config
 
-from kd_analysis.model_card import write_model_card
+from kd_training.output.model_card import write_model_card
 
 METRICS = {
     "steps": 80, "label_tokens": 35472.0, "total": 12.5, "ce": 7.25, "kd": 4.125, "ir": 0.375,

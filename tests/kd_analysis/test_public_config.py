@@ -4,8 +4,8 @@ import pytest
 from omegaconf import OmegaConf
 from torchtune.training.metric_logging import save_config
 
-from kd_analysis.public_config import environment_unresolved, from_environment, log_config
-from kd_training.schema import RunConfig
+from kd_config.public import environment_unresolved, from_environment, log_config
+from kd_config.schema import RunConfig
 
 
 class Resolving:

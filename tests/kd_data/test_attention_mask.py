@@ -11,8 +11,8 @@ from torchtune.datasets import PackedDataset
 from torchtune.modules import attention_utils
 from torchtune.modules.attention_utils import create_block_causal_mask
 
+from hf_models.torchtune_decoder.attention_mask import block_mask, dense_mask, with_mask
 from kd_data import collate
-from kd_data.attention_mask import block_mask, dense_mask, with_mask
 
 BLOCK = 128  # positions of FlexAttention's blocks
 

@@ -14,8 +14,8 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from hf_models import HFTokenizer
 from kd_data import collate, lm_eval_task
+from kd_data.datasets.task_texts import TaskTexts
 from kd_data.squad_metrics import compute_exact, compute_f1, provide_squad_metrics
-from kd_data.task_texts import TaskTexts
 
 IGNORE = -100
 QUESTIONS = [{"q": f"{i} and {i}?", "a": str(2 * i), "gold": i % 2} for i in range(1, 5)]

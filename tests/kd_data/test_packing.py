@@ -8,10 +8,10 @@ import torch
 from official_tasks import write_task
 
 import hf_models
+from kd_config.schema import Scales
 from kd_data import collate, lm_eval_task, mixture, prompt_completion_dataset
 from kd_losses import ForwardKLLoss
-from kd_training.objective import PARTS, Objective
-from kd_training.schema import Scales
+from kd_training.objective.objective import PARTS, Objective
 from layer_mapping import CosineLoss, LayerMatcher
 
 PAIRS = [(0, 2), (1, 5)]

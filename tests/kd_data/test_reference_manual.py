@@ -14,7 +14,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from kd_data import reference_manual
-from kd_data.manual_text import paragraphs, split_topics
+from kd_data.datasets.manual_text import paragraphs, split_topics
 from kd_data.reference_manual import write_reference_manual
 
 TOPIC = """

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from kd_data import prompt_completion_dataset
-from kd_data.tables import read_texts
+from kd_data.datasets.tables import read_texts
 
 COLUMNS = ("prompt", "completion")
 # What a table of texts may hold and a guess of types would spoil.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_losses import ForwardKLLoss, KDLoss, LinearKDLoss, LinearKDOutput, ReverseKLLoss
-from kd_losses.chunked_pass import Projection
+from kd_losses.chunked.chunked_pass import Projection
 
 V = 29
 

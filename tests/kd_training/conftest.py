@@ -6,8 +6,8 @@ import torch
 from omegaconf import OmegaConf
 from torchtune.training import OffloadActivations
 
+from kd_config.check import check_config
 from kd_training import OneDevice, Trainer
-from kd_training.config import check_config
 
 
 @pytest.fixture
@@ -50,6 +50,6 @@ def fetched(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "to", to_cuda)
     monkeypatch.setattr(torch.cuda, "default_stream", lambda: None)
     offload = partial(OffloadActivations, use_streams=False, use_pin_memory=False)
-    monkeypatch.setattr("kd_training.offloading.OffloadActivations", offload)
+    monkeypatch.setattr("kd_training.placement.offloading.OffloadActivations", offload)
     monkeypatch.setattr("kd_training.build.check_offloading", lambda _: None)
     return shapes

@@ -13,10 +13,10 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from hf_models import init_student
+from kd_config.check import check_config
 from kd_training import run
-from kd_training.config import check_config
-from kd_training.placement import Placement, read_weights
-from kd_training.sharded import make_sharded
+from kd_training.many_devices import make_sharded
+from kd_training.placement.one_device import Placement, read_weights
 
 STEPS = 5
 GLOBAL_BATCH = 8  # samples of an optimizer step, whatever the number of ranks
@@ -137,7 +137,7 @@ def train_sharded(root: Path, case: str) -> None:
         notes["share"].append(local / sum(p.numel() for p in model.parameters()))
 
     placement.place = place_and_note
-    with mock.patch("kd_training.sharded.read_weights", wraps=read_weights) as reads:
+    with mock.patch("kd_training.placement.sharded.read_weights", wraps=read_weights) as reads:
         try:
             train(cfg, placement)
         except (FloatingPointError, OSError) as err:

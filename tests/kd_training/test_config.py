@@ -1,8 +1,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from kd_training.config import check_config
-from kd_training.values import loss_weights
+from kd_config.check import check_config
+from kd_config.values import loss_weights
 
 
 def config(tiny_run, tmp_path, **changes):

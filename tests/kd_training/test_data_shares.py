@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kd_data import collate
-from kd_training.data import build_loader, build_val_loader, first_batch, grouped, skip_to
+from kd_data.sources import build_loader, build_val_loader, first_batch, grouped, skip_to
 
 IGNORE, PAD = -100, 10_000
 TO_BATCH = partial(collate, pad_id=PAD, ignore_index=IGNORE)

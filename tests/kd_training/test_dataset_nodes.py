@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from kd_training.config import check_config
+from kd_config.check import check_config
 
 TEXTS = "torchtune.datasets.text_completion_dataset"
 PAIRS = "kd_data.prompt_completion_dataset"

@@ -7,8 +7,8 @@ import torch.distributed as dist
 from omegaconf import OmegaConf
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from kd_training import sharded
-from kd_training.launcher import last_words
+from kd_training import many_devices
+from kd_training.placement.launcher import last_words
 
 
 @pytest.fixture
@@ -38,8 +38,8 @@ def test_the_last_words_are_there_when_the_others_notice(
     monkeypatch.setattr(dist, "is_torchelastic_launched", lambda: True)
     monkeypatch.setattr(dist, "init_process_group", lambda *_: None)
     monkeypatch.setattr(dist, "destroy_process_group", lambda: left.append(error_file.exists()))
-    monkeypatch.setattr(sharded, "make_sharded", lambda _: None)
-    monkeypatch.setattr(sharded, "run", fail)
+    monkeypatch.setattr(many_devices, "make_sharded", lambda _: None)
+    monkeypatch.setattr(many_devices, "run", fail)
     with pytest.raises(ValueError, match="sample 7"):
-        sharded.run_sharded(OmegaConf.create(tiny_run.config(tmp_path)))
+        many_devices.run_sharded(OmegaConf.create(tiny_run.config(tmp_path)))
     assert left == [True]

@@ -9,8 +9,8 @@ import torch
 from processes import GUARD
 
 from kd_data import collate
-from kd_training.data import build_loader, grouped, skip_to
-from kd_training.length_groups import grouped_order, sample_lengths
+from kd_data.sampling import grouped_order, sample_lengths
+from kd_data.sources import build_loader, grouped, skip_to
 
 LENGTHS = torch.randint(1, 200, (2000,), generator=torch.Generator().manual_seed(0))
 SAMPLES = [{"tokens": [1] * n, "labels": [1] * n} for n in LENGTHS.tolist()]

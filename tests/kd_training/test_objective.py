@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from torchtune.modules import TransformerDecoder
 from transformers import AutoModelForCausalLM
 
-from kd_training.objective import PARTS
+from kd_training.objective.objective import PARTS
 
 
 def batch_of(trainer, indices):

@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 from test_step import micro_batches_of
 from transformers import AutoModelForCausalLM
 
-from kd_training import OneDevice, Trainer, preflight, run
-from kd_training.config import check_config
+from kd_config.check import check_config
+from kd_training import OneDevice, Trainer, run
+from kd_training.preflight import estimates
 
 BF16, FP32 = torch.bfloat16, torch.float32
 STOCHASTIC = {"_component_": "torchao.optim._AdamW", "lr": 1e-5, "bf16_stochastic_round": True}
@@ -150,7 +151,7 @@ def test_lora_is_merged_from_fp32_and_exported_as_it_is_kept(make_config, tmp_pa
 
 def estimate(trainer):
     models = trainer.student, trainer.teacher
-    return preflight.estimate_memory(trainer.cfg, *models, trainer.dtype, trainer.placement)
+    return estimates.estimate_memory(trainer.cfg, *models, trainer.dtype, trainer.placement)
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])

@@ -2,15 +2,15 @@
 
 import pytest
 
-from kd_losses.chunk_size import chunk_rows
-from kd_training import preflight
+from kd_losses.chunked.chunk_size import chunk_rows
+from kd_training.preflight import estimates
 
 FP32 = 4
 
 
 def estimate(trainer):
     models = trainer.student, trainer.teacher
-    return preflight.estimate_memory(trainer.cfg, *models, trainer.dtype, trainer.placement)
+    return estimates.estimate_memory(trainer.cfg, *models, trainer.dtype, trainer.placement)
 
 
 @pytest.mark.parametrize("num_chunks", [None, 1, 4])

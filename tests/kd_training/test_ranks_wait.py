@@ -21,11 +21,13 @@ from torch.distributed.checkpoint.state_dict import set_model_state_dict
 from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
 
 from hf_models import HFCheckpointer
-from kd_training import output, run
+from kd_config.check import check_config
+from kd_training import run
 from kd_training.build import build_student
-from kd_training.config import check_config
-from kd_training.placement import read_weights
-from kd_training.sharded import Sharded, make_sharded
+from kd_training.many_devices import make_sharded
+from kd_training.output import directory
+from kd_training.placement.one_device import read_weights
+from kd_training.placement.sharded import Sharded
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +105,11 @@ class SlowCheckpointer:
 
 def save_while_the_other_waits(rank, file):
     checkpointer, placement = SlowCheckpointer(file), Told("cpu")
-    with mock.patch("kd_training.output.merged_state_dict", return_value=({}, None, None)):
+    with mock.patch(
+        "kd_training.output.directory.merged_state_dict", return_value=({}, None, None)
+    ):
         student = nn.Linear(1, 1)
-        output.save_student(student, checkpointer, placement, 0, torch.float32, last=True)
+        directory.save_student(student, checkpointer, placement, 0, torch.float32, last=True)
     written = file.exists()
     let_know(f"rank {rank} goes on")
     assert written
@@ -132,8 +136,8 @@ def load_while_the_other_waits(rank, root, file):
         return set_model_state_dict(*args, **kwargs)
 
     with (
-        mock.patch("kd_training.sharded.read_weights", read),
-        mock.patch("kd_training.sharded.set_model_state_dict", set_weights),
+        mock.patch("kd_training.placement.sharded.read_weights", read),
+        mock.patch("kd_training.placement.sharded.set_model_state_dict", set_weights),
     ):
         placement.place(student, HFCheckpointer(cfg.model.checkpoint_dir))
 
@@ -152,7 +156,7 @@ def run_on_nodes_of_their_own(rank, root, nodes):
     cfg = check_config(OmegaConf.merge(case_config(root, "lora", 2), changes))
     refused = r"^config: output_dir out/run: .* by rank 1, .*; choose"
     # Nobody writes later what is not there now.
-    with mock.patch.object(output, "_CACHED_S", 0), pytest.raises(ValueError, match=refused):
+    with mock.patch.object(directory, "_CACHED_S", 0), pytest.raises(ValueError, match=refused):
         run(cfg, make_sharded(cfg))
     (own / "out").symlink_to(nodes, target_is_directory=True)
     run(cfg, make_sharded(cfg))
@@ -170,7 +174,7 @@ def see_it_late(rank, folder):
         return exists(path)
 
     with mock.patch.object(Path, "exists", late):
-        output.check_shared(folder, Sharded("cpu"))
+        directory.check_shared(folder, Sharded("cpu"))
     assert len(looks) == (4 if rank == 1 else 0)
 
 

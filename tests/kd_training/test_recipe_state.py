@@ -11,11 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kd_training import OneDevice, recipe_state
-from kd_training.checkpoint_tensors import load_tensors
-from kd_training.facts import read_facts
-from kd_training.output import mend
-from kd_training.recipe_state import Checkpoints, has_exported, newest_state, note_export
+from kd_training import OneDevice
+from kd_training.checkpoint import files
+from kd_training.checkpoint.facts import read_facts
+from kd_training.checkpoint.files import Checkpoints, has_exported, newest_state, note_export
+from kd_training.checkpoint.tensors import load_tensors
+from kd_training.output.directory import mend
 
 HERE = OneDevice("cpu")
 
@@ -160,7 +161,7 @@ def test_a_failed_save_leaves_the_earlier_ones_and_nothing_else(tmp_path, monkey
     save(tmp_path, 2)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     with monkeypatch.context() as patch:
-        patch.setattr(f"kd_training.recipe_state.{where}", no_space)
+        patch.setattr(f"kd_training.checkpoint.files.{where}", no_space)
         with pytest.raises(OSError, match=r"^checkpoint .*step_3 could not be written: .*No space"):
             save(tmp_path, 3)
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
@@ -207,7 +208,7 @@ def test_what_a_person_is_told_to_do_can_be_done(tmp_path, monkeypatch):
     assert "resume_from_checkpoint" not in checkpoints.way_on()
     assert "no checkpoint to resume from" in checkpoints.way_on()
     saved = save(tmp_path, 1, checkpoints=checkpoints)
-    monkeypatch.setattr("kd_training.recipe_state.dcp.save", no_space)
+    monkeypatch.setattr("kd_training.checkpoint.files.dcp.save", no_space)
     with pytest.raises(OSError, match="earlier ones are untouched"):
         save(tmp_path, 2, checkpoints=checkpoints)
     assert checkpoints.way_on().endswith(f"resume_from_checkpoint=true to go on from {saved}")
@@ -259,4 +260,4 @@ def test_hidden_and_foreign_folders_are_no_checkpoints(tmp_path):
     for name in (".step_9.partial", "step_9.bak", "step_", "step_nine"):
         shutil.copytree(folder, folder.with_name(name))
     assert newest_state(tmp_path) == (folder, [])
-    assert recipe_state.STATE_DIR == "recipe_state"
+    assert files.STATE_DIR == "recipe_state"

@@ -5,7 +5,7 @@ import tiny
 import torch
 from resuming import records
 
-from kd_training.objective import PARTS
+from kd_training.objective.objective import PARTS
 from layer_mapping import RelationalLoss
 
 RELATIONS = {"ir_loss": {"_component_": "layer_mapping.RelationalLoss"}}

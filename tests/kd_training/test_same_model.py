@@ -8,7 +8,12 @@ import tiny
 from omegaconf import OmegaConf
 from torchtune.models.qwen2 import qwen2_tokenizer
 
-from kd_training.same_model import _largest_id, _other_ids, check_model_configs, check_output
+from kd_training.preflight.same_model import (
+    _largest_id,
+    _other_ids,
+    check_model_configs,
+    check_output,
+)
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ from itertools import pairwise
 
 import pytest
 
-from kd_training.scaling import DynamicScales
-from kd_training.schema import Scales
+from kd_config.schema import Scales
+from kd_training.objective.scaling import DynamicScales
 
 
 def test_each_part_contributes_its_share():

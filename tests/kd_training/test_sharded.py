@@ -27,10 +27,10 @@ from sharded_cases import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from kd_config.check import check_config
 from kd_training import OneDevice
-from kd_training.config import check_config
-from kd_training.recipe_state import newest_state
-from kd_training.sharded import make_sharded
+from kd_training.checkpoint.files import newest_state
+from kd_training.many_devices import make_sharded
 
 PARITY = 1e-5
 # A bf16 number has 8 bits: one rounding is up to 2^-8 = 4e-3 off. The loss is a mean over a hundred

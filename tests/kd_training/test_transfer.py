@@ -5,8 +5,8 @@ import weakref
 
 import torch
 
-from kd_data.attention_mask import dense_mask
-from kd_training.transfer import one_at_a_time
+from hf_models.torchtune_decoder.attention_mask import dense_mask
+from kd_data.transfer import one_at_a_time
 
 CPU = torch.device("cpu")
 
@@ -45,7 +45,7 @@ def test_one_mask_at_a_time_and_both_models_share_it(make_trainer, monkeypatch):
         masks.append(weakref.ref(mask))
         return mask
 
-    monkeypatch.setattr("kd_data.attention_mask.dense_mask", watched)
+    monkeypatch.setattr("hf_models.torchtune_decoder.attention_mask.dense_mask", watched)
     for name, ids in seen.items():
         getattr(trainer, name).register_forward_pre_hook(
             lambda _, __, kwargs, ids=ids: ids.append(masks[-1]() is kwargs["mask"]),

@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 from torch.utils.data import DataLoader, Dataset
 
-from kd_training.workers import about_lost_worker, batches, worker_options
+from kd_data.workers import about_lost_worker, batches, worker_options
 
 EVERYBODY = (signal.SIGTERM, signal.SIGINT)
 

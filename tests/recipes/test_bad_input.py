@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
+from kd_config.check import check_config
+from kd_config.command_line import MISTAKES
 from kd_training import OneDevice, Trainer
-from kd_training.config import check_config
-from kd_training.errors import MISTAKES
 
 
 @pytest.fixture

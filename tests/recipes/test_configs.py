@@ -12,9 +12,9 @@ from omegaconf import OmegaConf
 from torchtune.config._utils import _merge_yaml_and_cli_args
 
 from hf_models import init_student
-from kd_data.lm_eval_task import _definition
+from kd_config.check import check_component, check_config
+from kd_data.datasets.lm_eval_task import _definition
 from kd_training import OneDevice, Trainer
-from kd_training.config import check_component, check_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -14,7 +14,7 @@ HEAVY = (
     "peft",
     "gguf",
     "sklearn",
-    "kd_analysis.compare",
+    "kd_analysis.report.compare",
 )
 # These come with transformers and datasets as soon as a tokenizer or a file is read.
 HEAVY_AT_IMPORT = (*HEAVY, "scipy", "accelerate")

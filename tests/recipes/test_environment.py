@@ -7,7 +7,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from kd_training.config import check_config
+from kd_config.check import check_config
 
 SECRET = "hf_averysecretvalue"
 LOGGERS = "torchtune.training.metric_logging"

@@ -13,7 +13,8 @@ from processes import GUARD, Processes, launch
 from resuming import NUM_STEPS, check_same, checkpoints, distil, everything, records
 from safetensors.torch import load_file
 
-from kd_training import OneDevice, recipe_state
+from kd_training import OneDevice
+from kd_training.checkpoint import files
 from kd_training.stop_signal import StopSignal
 
 
@@ -47,13 +48,13 @@ def last_line(text):
 
 slow = pytest.mark.slow
 KILLS = [
-    pytest.param("kd_training.recipe_state.dcp.save", 3, marks=slow),  # no tensor is written yet
-    ("kd_training.recipe_state._describe_files", 3),  # tensors, but no manifest
+    pytest.param("kd_training.checkpoint.files.dcp.save", 3, marks=slow),  # no tensor yet
+    ("kd_training.checkpoint.files._describe_files", 3),  # tensors, but no manifest
     ("hf_models.directories.flush_to_disk", 4),  # complete, but not yet at its place
-    pytest.param("kd_training.recipe_state._remove_others", 3, marks=slow),  # beside too many
+    pytest.param("kd_training.checkpoint.files._remove_others", 3, marks=slow),  # beside too many
     ("hf_models.export._write_json", 1),  # in a student
     pytest.param("kd_training.saving.write_model_card", 2, marks=slow),  # right after one
-    pytest.param("kd_training.metrics.Metrics.log", 5, marks=slow),  # a step is done, not recorded
+    pytest.param("kd_training.output.metrics.Metrics.log", 5, marks=slow),  # not recorded
 ]
 
 
@@ -145,7 +146,7 @@ def test_a_disk_that_fills_up_while_a_student_is_saved(whole, tmp_path, processe
 
 
 def test_a_folder_that_takes_no_checkpoint(tune_run, config_file, tmp_path, monkeypatch):
-    calls, save = [], recipe_state.dcp.save
+    calls, save = [], files.dcp.save
 
     def fail_the_second_time(*args, **kwargs):
         calls.append(args)
@@ -153,7 +154,7 @@ def test_a_folder_that_takes_no_checkpoint(tune_run, config_file, tmp_path, monk
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         return save(*args, **kwargs)
 
-    monkeypatch.setattr(recipe_state.dcp, "save", fail_the_second_time)
+    monkeypatch.setattr(files.dcp, "save", fail_the_second_time)
     arguments = ["save_every_n_steps=1", "epochs=2"]
     code, _, err = tune_run("kd_single_device", config_file, *arguments)
     assert code == 1

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch.distributed import TCPStore
 from torch.utils.data import DistributedSampler
 
-from kd_training.recipe_state import newest_state
+from kd_training.checkpoint.files import newest_state
 
 STEPS, SEED = 4, 5
 NUM_SAMPLES = 400

@@ -15,7 +15,7 @@ from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
 from transformers import AutoModelForCausalLM
 
 from hf_models import HFCheckpointer, decoder, load_weights, quantize
-from kd_training.offloading import check_offloading
+from kd_training.placement.offloading import check_offloading
 
 # Quantisations as a config says them.
 INT8, FLOAT8 = (

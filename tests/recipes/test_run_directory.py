@@ -15,8 +15,8 @@ from processes import GUARD, Processes
 from resuming import check_same, checkpoints, distil, everything, records, students
 
 from hf_models import HFCheckpointer
-from kd_training import recipe_state
-from kd_training.lock import LOCK_FILE, locked
+from kd_training.checkpoint import files
+from kd_training.output.lock import LOCK_FILE, locked
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_an_owed_student_has_the_card_of_one_that_was_not_owed(whole, tmp_path, 
 @pytest.mark.parametrize(
     "where",
     [
-        "kd_training.saving.output.save_student",  # the state is there, the student is not
+        "kd_training.saving.directory.save_student",  # the state is there, the student is not
         "kd_training.saving.write_model_card",  # the student is there, its card is not
         "kd_training.saving.note_export",  # only the note is missing
     ],
@@ -154,7 +154,7 @@ def test_a_state_that_finds_no_room_does_not_cost_the_student(
     tune_run, config_file, tmp_path, monkeypatch
 ):
     """And nobody is told to go on from a checkpoint that is not there."""
-    monkeypatch.setattr(recipe_state.dcp, "save", no_space)
+    monkeypatch.setattr(files.dcp, "save", no_space)
     code, _, err = tune_run("kd_single_device", config_file)
     assert code == 1
     assert "step_2 could not be written: [Errno 28] No space left" in last_line(err)
@@ -177,7 +177,7 @@ def test_a_metric_that_finds_no_room(tune_run, config_file, tmp_path, monkeypatc
                 no_space()
         return dump(values, *args, **kwargs)
 
-    monkeypatch.setattr("kd_training.metrics.json.dumps", full_at_the_third)
+    monkeypatch.setattr("kd_training.output.metrics.json.dumps", full_at_the_third)
     arguments = ("kd_single_device", config_file, "save_every_n_steps=1", "log_every_n_steps=1")
     code, _, err = tune_run(*arguments)
     assert code == 1

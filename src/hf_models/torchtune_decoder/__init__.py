@@ -1,0 +1,1 @@
+"""Dense Llama and Qwen decoders of torchtune, built from a config.json."""

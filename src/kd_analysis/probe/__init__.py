@@ -1,0 +1,1 @@
+"""A look into models: angles between layers, overlap of logits."""

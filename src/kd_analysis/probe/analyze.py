@@ -1,0 +1,167 @@
+"""Teacher and students on the same texts: angles between layers, overlap of their logits.
+
+Shapes: B samples, S positions, N labelled positions, L layers, D width, V vocabulary.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchtune import training
+from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
+from torchtune.modules import TransformerDecoder
+from tqdm import tqdm
+
+from hf_models import HFCheckpointer, decoder, head_weight, load_weights
+from hf_models.torchtune_decoder.attention_mask import with_mask
+from kd_analysis.probe import layer_angles, logit_overlap
+from kd_analysis.probe.layer_angles import Angles
+from kd_analysis.probe.logit_overlap import KS, Overlap
+from kd_data import collate
+from kd_losses.functional import cut_to_shared
+from layer_mapping import LayerTaps
+
+_CHUNK = 256  # tokens whose layers and logits are compared at a time
+
+
+def analyze(
+    teacher_dir: str | Path,
+    students: Mapping[str, str | Path],
+    dataset: Dataset,
+    pad_id: int,
+    output_dir: str | Path,
+    *,
+    num_samples: int = 32,
+    batch_size: int = 2,
+    unit_length: bool = True,
+    device: str | torch.device = "cpu",
+    dtype: str = "fp32",
+) -> dict[str, Any]:
+    """Write ``layer_angles`` and ``logit_overlap``, each ``.png`` and ``.json``.
+
+    Labelled positions count. Angles seen from a student need its width to be the teacher's.
+
+    Args:
+        teacher_dir: The teacher's directory.
+        students: Name -> directory.
+        dataset: torchtune dataset of tokenised samples.
+        pad_id: Token to pad with.
+        output_dir: Folder to write into.
+        num_samples: The first so many samples are used.
+        batch_size: Samples at a time.
+        unit_length: Compare layers at unit length, as cosine losses do; false: as they are.
+        device: Where the models run.
+        dtype: Their dtype, ``fp32`` or ``bf16``.
+
+    Returns:
+        What the two JSON files hold, by their names.
+
+    Raises:
+        ValueError: If there is nothing to compare, or a model cannot be used.
+        OSError: If a file is missing or cannot be written.
+    """
+    if not students or num_samples < 1:
+        raise ValueError("analysis: needs at least one student and num_samples of at least 1")
+    device = torch.device(device)
+    samples = Subset(dataset, range(min(num_samples, len(dataset))))  # type: ignore[arg-type]
+    loader = DataLoader(samples, batch_size, collate_fn=partial(collate, pad_id=pad_id))
+    teacher = _Model(teacher_dir, device, dtype)
+    models = {name: _Model(directory, device, dtype) for name, directory in students.items()}
+    comparison = _Comparison(teacher, models, unit_length)
+    for batch in tqdm(loader, desc="analyze", dynamic_ncols=True):
+        comparison.update(with_mask({key: value.to(device) for key, value in batch.items()}))
+    return comparison.write(Path(output_dir), num_samples=len(samples))
+
+
+class _Model:
+    """A frozen decoder that gives its hidden states and the outputs of all its layers."""
+
+    def __init__(self, directory: str | Path, device: torch.device, dtype: str) -> None:
+        checkpointer = HFCheckpointer(directory)
+        checkpointer.check()
+        precision = training.get_dtype(dtype, device=device)
+        with training.set_default_dtype(precision), torch.device("meta"):
+            model: TransformerDecoder = decoder(directory)
+        weights = checkpointer.load_checkpoint()[training.MODEL_KEY]
+        load_weights(model, weights, device, precision)
+        self.model = model.eval().requires_grad_(False)
+        # Logits are made a few tokens at a time; set on this instance alone.
+        model.unembed = lambda hidden: model.norm(hidden)
+        self.head = head_weight(model)
+        self.num_layers, self.width = len(model.layers), model.tok_embeddings.embedding_dim
+
+    @torch.no_grad()
+    def run(self, batch: dict[str, Any], chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Normed hidden states [N, D] and layers' outputs [N, L, D] of the chosen positions."""
+        with LayerTaps(self.model, range(self.num_layers)) as taps:
+            hidden = self.model(
+                batch["tokens"], mask=batch.get("mask"), input_pos=batch.get("input_pos")
+            )
+        layers = [taps.outputs[i][chosen] for i in range(self.num_layers)]
+        return hidden[chosen], torch.stack(layers, dim=1)
+
+
+class _Comparison:
+    """What the batches add up to."""
+
+    def __init__(self, teacher: _Model, students: dict[str, _Model], unit_length: bool) -> None:
+        self._teacher, self._students, self._unit_length = teacher, students, unit_length
+        self._angles = self._new_angles()
+        self._from_students = {
+            name: [self._new_angles() for _ in range(student.num_layers)]
+            for name, student in students.items()
+            if student.width == teacher.width
+        }
+        sizes = [len(model.head) for model in (teacher, *students.values())]
+        self._overlaps = {name: Overlap([k for k in KS if k <= min(sizes)]) for name in students}
+
+    def _new_angles(self) -> Angles:
+        return Angles(self._teacher.num_layers, self._teacher.head.device)
+
+    def update(self, batch: dict[str, Any]) -> None:
+        """Count the labelled positions of one more batch."""
+        chosen = batch["labels"] != CROSS_ENTROPY_IGNORE_IDX
+        hidden, layers = self._teacher.run(batch, chosen)
+        layers = self._scaled(layers)
+        for points in layers.split(_CHUNK):
+            self._angles.update(points)
+        for name, student in self._students.items():
+            student_hidden, student_layers = student.run(batch, chosen)
+            pairs = zip(student_hidden.split(_CHUNK), hidden.split(_CHUNK), strict=True)
+            for ours, theirs in pairs:
+                logits = cut_to_shared(ours @ student.head.T, theirs @ self._teacher.head.T)
+                self._overlaps[name].update(*logits)
+            origins = self._scaled(student_layers)
+            for i, angles in enumerate(self._from_students.get(name, [])):
+                both = zip(layers.split(_CHUNK), origins[:, i].split(_CHUNK), strict=True)
+                for points, origin in both:
+                    angles.update(points, origin)
+
+    def _scaled(self, layers: Tensor) -> Tensor:
+        return F.normalize(layers.float(), dim=-1) if self._unit_length else layers
+
+    def write(self, output_dir: Path, num_samples: int) -> dict[str, Any]:
+        """Write pictures and numbers."""
+        num_tokens = next(iter(self._overlaps.values())).num_tokens
+        if num_tokens == 0:
+            raise ValueError(f"analysis: none of the {num_samples} samples has a label")
+        output_dir.mkdir(parents=True, exist_ok=True)
+        facts = {"num_samples": num_samples, "num_tokens": num_tokens}
+        angles = {"unit_length": self._unit_length}
+        angles |= layer_angles.summary(self._angles, self._from_students)
+        results = {
+            "layer_angles": facts | angles,
+            "logit_overlap": facts | logit_overlap.summary(self._overlaps),
+        }
+        for name, content in results.items():
+            text = json.dumps(content, indent=2)
+            (output_dir / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        layer_angles.plot(self._angles, self._from_students, output_dir / "layer_angles.png")
+        logit_overlap.plot(self._overlaps, output_dir / "logit_overlap.png")
+        return results

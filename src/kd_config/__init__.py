@@ -1,0 +1,1 @@
+"""What a run's YAML may say, and what it says."""

@@ -1,0 +1,1 @@
+"""Datasets: lm_eval tasks, mixtures, prompts with completions, the embedded texts."""

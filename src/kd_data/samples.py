@@ -1,0 +1,123 @@
+"""From the config's dataset nodes to samples, and what is wrong with them."""
+
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig
+from torch.utils.data import Dataset
+from torchtune.datasets import ConcatDataset
+
+from kd_config.check import component, reason
+from kd_config.kinds import expect
+from kd_data.two_tokenizers import TwoTokenizers
+
+_LOOK_FOR_LABELS_IN = 1000
+# Even single bytes meet the ends of another tokenizer's words more often.
+_FEWEST_PAIRED = 0.05
+
+
+def build_dataset(
+    node: DictConfig | ListConfig, tokenizer: Any, key: str, ignore_index: int
+) -> Any:
+    """The dataset that ``node`` names; a list of nodes is concatenated.
+
+    Raises:
+        ValueError: If it is empty or its first samples carry no label at all.
+    """
+    if isinstance(node, ListConfig):
+        dataset = _Named(ConcatDataset([component(one, key, tokenizer) for one in node]), key)
+    else:
+        dataset = _Named(component(node, key, tokenizer), key)
+    if len(dataset) == 0:
+        raise ValueError(f"{key} is empty; check its files, split and filters")
+    looked_at = min(len(dataset), _LOOK_FOR_LABELS_IN)
+    if not any(_has_target(dataset[i], ignore_index) for i in range(looked_at)):
+        raise ValueError(
+            f"{key}: all labels of its first {looked_at} samples are masked: nothing to learn; "
+            "check its columns, train_on_prompt/train_on_input and tokenizer.max_seq_len"
+        )
+    return dataset
+
+
+def build_samples(
+    cfg: DictConfig, key: str, tokenizer: Any, teacher_tokenizer: Any, ignore_index: int
+) -> Any:
+    """The dataset ``cfg[key]``, for a teacher with a tokenizer of its own in its tokens too.
+
+    Raises:
+        ValueError: See `build_dataset`; or if hardly a target has a counterpart of the teacher's.
+    """
+    dataset = build_dataset(cfg[key], tokenizer, key, ignore_index)
+    if teacher_tokenizer is None:
+        return dataset
+    teachers = build_dataset(cfg[key], teacher_tokenizer, key, ignore_index)
+    samples = TwoTokenizers(dataset, teachers, tokenizer, teacher_tokenizer, ignore_index)
+    share = samples.paired_share
+    if share is not None and share < _FEWEST_PAIRED:
+        raise ValueError(
+            f"{key}: only {share:.1%} of the targets of its first samples end where one of "
+            "teacher_tokenizer's does: too few to compare; tokenizer and teacher_tokenizer must "
+            "keep the text as it is and label the same of it, as two hf_models.tokenizer do"
+        )
+    return samples
+
+
+def build_tokenizers(cfg: DictConfig) -> tuple[Any, Any]:
+    """The tokenizer, and that of a teacher with one of its own, else None.
+
+    Raises:
+        ValueError: If one cannot pad, or cuts samples to a length that leaves nothing to predict.
+    """
+    return _build_tokenizer(cfg, "tokenizer"), _build_tokenizer(cfg, "teacher_tokenizer")
+
+
+def _build_tokenizer(cfg: DictConfig, key: str) -> Any:
+    tokenizer = component(cfg[key], key)
+    if tokenizer is None:
+        return None
+    length = getattr(tokenizer, "max_seq_len", None)
+    if length is not None and not (isinstance(length, int) and length >= 2):
+        raise ValueError(f"config: {key}.max_seq_len is {length!r}; it must be at least 2, or null")
+    expect(hasattr(tokenizer, "pad_id"), cfg, key, "a tokenizer with a pad_id")
+    return tokenizer
+
+
+def _has_target(sample: dict[str, Any], ignore_index: int) -> bool:
+    # The first token is nobody's target.
+    return any(int(label) != ignore_index for label in sample["labels"][1:])
+
+
+class _Named(Dataset):
+    """A dataset whose errors say which it is, and which of its samples."""
+
+    def __init__(self, dataset: Any, key: str) -> None:
+        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+            raise ValueError(f"config: {key} builds a {type(dataset).__name__}, no map of samples")
+        self._dataset, self._key = dataset, key
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            return self._dataset[index]
+        except Exception as err:  # any dataset may be named, so it may raise anything
+            raise ValueError(
+                f"{self._key}: sample {index}: {type(err).__name__}: {reason(err)}; check its "
+                "columns and values"
+            ) from err
+
+
+class Share(Dataset):
+    """Every n-th sample. Shares are equally long: blank samples fill up, which count nowhere."""
+
+    def __init__(self, dataset: Any, rank: int, world_size: int) -> None:
+        self._dataset, self._rank, self._world_size = dataset, rank, world_size
+
+    def __len__(self) -> int:
+        return -(-len(self._dataset) // self._world_size)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number = index * self._world_size + self._rank
+        if number < len(self._dataset):
+            return self._dataset[number]
+        return {**self._dataset[0], "blank": True}

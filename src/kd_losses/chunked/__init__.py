@@ -1,0 +1,1 @@
+"""The pass that projects, compares and differentiates chunk by chunk."""

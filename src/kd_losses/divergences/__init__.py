@@ -1,0 +1,1 @@
+"""One divergence a file, over one base."""

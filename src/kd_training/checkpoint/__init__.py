@@ -1,0 +1,1 @@
+"""What determines the rest of a run, and the files that keep it."""

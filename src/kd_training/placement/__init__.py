@@ -1,0 +1,1 @@
+"""Where a run lives: on one device or on many."""
