@@ -7,8 +7,8 @@ tune run kd_init_student --config configs/init_student.yaml teacher_dir=models/Q
 from omegaconf import DictConfig, OmegaConf
 from torchtune import config
 
-from kd_config.check import check_component, component
 from kd_config.command_line import run_main
+from kd_config.components import check_component, component
 
 
 @config.parse

@@ -4,17 +4,25 @@ from hf_models.checkpointer import HFCheckpointer
 from hf_models.directories import atomic_directory
 from hf_models.export import save_pretrained
 from hf_models.init_student import init_student
+from hf_models.model import Model, ModelFacts, Sampling, Stack, View
 from hf_models.quantization import quantize
 from hf_models.tokenizer import HFTokenizer, tokenizer
 from hf_models.torchtune_decoder.builders import decoder, lora_decoder
 from hf_models.torchtune_decoder.config import read_config
 from hf_models.torchtune_decoder.loading import load_weights
 from hf_models.torchtune_decoder.lora import head_weight, merged_state_dict
+from hf_models.torchtune_decoder.model import DecoderModel
 from hf_models.vocabulary import vocabulary_mismatch
 
 __all__ = [
+    "DecoderModel",
     "HFCheckpointer",
     "HFTokenizer",
+    "Model",
+    "ModelFacts",
+    "Sampling",
+    "Stack",
+    "View",
     "atomic_directory",
     "decoder",
     "head_weight",

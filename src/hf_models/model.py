@@ -6,9 +6,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor, nn
 
-from kd_losses.chunked.head import Head
-
-Tap = tuple[str, int]  # (stack, layer), such as ("decoder", 3)
+from kd_losses import Head
+from layer_mapping import Tap
 
 
 class View(NamedTuple):
@@ -92,6 +91,9 @@ class Model(Protocol):
 
     def stacks(self) -> dict[str, nn.ModuleList]:
         """The blocks, by stack: what taps, sharding, checkpointing, compiling walk over."""
+
+    def head_modules(self) -> list[nn.Module]:
+        """The modules that hold the head's weights, which is read outside of a forward."""
 
     def generate(
         self,

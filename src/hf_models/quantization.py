@@ -5,7 +5,7 @@ head keep their dtype: a loss projects with the head itself, outside of the mode
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from torch.distributed.tensor import DTensor
 from torchao.core.config import AOBaseConfig
 from torchao.dtypes.nf4tensor import NF4Tensor, to_nf4
 from torchao.quantization import quantize_
-from torchtune.modules import TransformerDecoder
 from torchtune.modules.low_precision import FrozenNF4Linear
 from torchtune.modules.peft import get_adapter_params
 
@@ -26,9 +25,10 @@ _BLOCK_SIZE, _SCALER_BLOCK_SIZE = 64, 256  # as in QLoRA
 
 @torch.no_grad()
 def quantize(
-    model: TransformerDecoder,
+    model: nn.Module,
     config: AOBaseConfig | str,
     device: torch.device | str | None = None,
+    stacks: Iterable[nn.ModuleList] | None = None,
 ) -> None:
     """Quantises a loaded, frozen model in place: each W becomes Q(W), used as dequantised.
 
@@ -36,28 +36,29 @@ def quantize(
     bf16). NF4 is described in https://arxiv.org/abs/2305.14314.
 
     Args:
-        model: Decoder with its weights and without LoRA.
+        model: With its weights and without LoRA.
         config: ``"nf4"``, or a weight-only config such as
             ``torchao.quantization.Int8WeightOnlyConfig()``.
         device: Where the model goes, one decoder layer after the other, so that the device never
             holds the whole of it unquantised. By default it stays where it is.
+        stacks: The blocks to quantise; by default those of a decoder's ``layers``.
 
     Raises:
         ValueError: If the model has LoRA or is sharded, or ``config`` is of another kind or does
             not work for these layers or on this device.
     """
     _check(model, config)
-    for layer in model.layers:
+    lists: list[Any] = [model.layers] if stacks is None else list(stacks)
+    layers = [layer for blocks in lists for layer in blocks]
+    for layer in layers:
         layer.to(device)
         try:
             _quantize_linears(layer, config)
         except Exception as err:  # torchao and its kernels raise almost anything
             why = " ".join(str(err).split()) or type(err).__name__
             raise ValueError(f"quantization {_name(config)}: {why}") from err
-    for child in model.children():
-        if child is not model.layers:
-            child.to(device)
-    if all(type(linear.weight) is nn.Parameter for linear in _linears(model.layers)):
+    model.to(device)  # the rest of it
+    if all(type(one.weight) is nn.Parameter for layer in layers for one in _linears(layer)):
         raise ValueError(
             f"quantization {_name(config)}: it leaves every layer as it is; the widths of the "
             "layers may not be multiples of its group_size"
@@ -93,7 +94,7 @@ def dequantized(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(tensor.dtype) if isinstance(tensor, NF4Tensor) else tensor
 
 
-def _check(model: TransformerDecoder, config: AOBaseConfig | str) -> None:
+def _check(model: nn.Module, config: AOBaseConfig | str) -> None:
     if config != NF4 and not isinstance(config, AOBaseConfig):
         raise ValueError(
             f"quantization {config!r}: use {NF4} or one of torchao's configs, such as "

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
-from omegaconf import DictConfig, ListConfig
+from omegaconf import ListConfig
 from torch import Tensor
 from torchao.optim import CPUOffloadOptimizer
 
@@ -85,7 +85,7 @@ def _is_a(value: Any, wanted: Any) -> bool:
     return isinstance(value, wanted) or (wanted is float and isinstance(value, int))
 
 
-def expect(fits: bool, cfg: DictConfig, key: str, kind: str) -> None:
-    """Raise `ValueError` unless what ``cfg[key]`` has built ``fits``; ``kind`` says what would."""
+def expect(fits: bool, node: Any, key: str, kind: str) -> None:
+    """Raise `ValueError` unless what ``node`` has built ``fits``; ``kind`` says what would."""
     if not fits:
-        raise ValueError(f"config: {key} is {cfg[key]._component_}; it must be {kind}")
+        raise ValueError(f"config: {key} is {node._component_}; it must be {kind}")

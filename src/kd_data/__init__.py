@@ -1,8 +1,9 @@
-"""Datasets and collation: a sample is ``tokens`` and unshifted ``labels``, as in torchtune."""
+"""Datasets and batches: a sample is ``tokens`` and unshifted ``labels``, as in torchtune."""
 
-from kd_data.collate import collate
+from kd_data.batch import Batch
 from kd_data.datasets.lm_eval_task import lm_eval_task
 from kd_data.datasets.mixture import mixture
 from kd_data.datasets.prompt_completion import prompt_completion_dataset
+from kd_data.tasks import collate
 
-__all__ = ["collate", "lm_eval_task", "mixture", "prompt_completion_dataset"]
+__all__ = ["Batch", "collate", "lm_eval_task", "mixture", "prompt_completion_dataset"]

@@ -1,14 +1,20 @@
-"""A micro-batch: what the models read, what counts where, and which documents these are."""
+"""A micro-batch: what the models read, what counts where, and which documents these are.
 
-from dataclasses import dataclass
+Shapes: B samples, S positions of the student, T of a teacher with a tokenizer of its own, D width.
+"""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
 from torch import Tensor
 
-# The place of whatever is computed from logits; the other places are the stacks of layers.
-LOGITS = "logits"
+LOGITS = "logits"  # the place of what is computed from logits; other places are stacks of layers
+DECODER = "decoder"
 
 
-@dataclass
+@dataclass(frozen=True)
 class TeacherInputs:
     """What a teacher reads that has a tokenizer of its own.
 
@@ -19,29 +25,78 @@ class TeacherInputs:
             there is none.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: Mapping[str, Tensor]
     labels: Tensor
     index: Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class Batch:
     """What a step reads of a few samples.
 
     Attributes:
         inputs: The student's own keyword arguments, such as ``tokens`` [B, S].
         labels: [B, S], the target of each position of the logits, or the ignored index.
-        scopes: Scope (``labels``, ``all``, ``prompt``, ``matched``) → place → bool mask of the
-            positions that count there. Places are ``logits`` and the stacks, ``decoder`` for one.
-        documents: Place → the number of the document that each position belongs to, counted from 0
-            over the batch; -1 for padding.
-        sample_keys: [documents, 2] int64, a hash of what the teacher reads of each document.
+        scopes: Scope → place → bool mask of the positions that count there. Scopes are ``labels``
+            (with a target), ``all`` (no padding), ``prompt`` (neither) and, with two tokenizers,
+            ``matched``; places are ``logits`` and the stacks.
+        documents: Place → [B, S] int64, the number of the document that a position belongs to,
+            counted from 0 over the batch; -1 for padding.
+        sample_keys: [documents, 2] int64, a hash of the tokens that the teacher reads of each.
         teacher: What a teacher with another tokenizer reads; None where it reads the same.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: Mapping[str, Tensor]
     labels: Tensor
-    scopes: dict[str, dict[str, Tensor]]
-    documents: dict[str, Tensor]
+    scopes: Mapping[str, Mapping[str, Tensor]]
+    documents: Mapping[str, Tensor]
     sample_keys: Tensor
     teacher: TeacherInputs | None = None
+
+    def teacher_inputs(self) -> Mapping[str, Tensor]:
+        """The teacher's keyword arguments."""
+        return self.inputs if self.teacher is None else self.teacher.inputs
+
+    def at_student_positions(self, hidden: Tensor) -> Tensor:
+        """What the teacher has at its positions [B, T, D], moved to the student's, [B, S, D]."""
+        if self.teacher is None:
+            return hidden
+        return torch.take_along_dim(hidden, self.teacher.index.unsqueeze(-1), dim=1)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device. A GPU fetches it from pinned memory; nobody waits for that."""
+        moved: dict[int, Tensor] = {}  # a mask that stands at two places moves once
+
+        def move(tensor: Tensor) -> Tensor:
+            if id(tensor) not in moved:
+                moved[id(tensor)] = (
+                    tensor.pin_memory().to(device, non_blocking=True)
+                    if device.type == "cuda"
+                    else tensor.to(device)
+                )
+            return moved[id(tensor)]
+
+        fields = {name: _map(getattr(self, name), move) for name in _TENSORS}
+        if self.teacher is not None:
+            own = {name: _map(value, move) for name, value in vars(self.teacher).items()}
+            fields["teacher"] = TeacherInputs(**own)
+        return replace(self, **fields)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the models read and learn from, by name."""
+        named = {**self.inputs, "labels": self.labels}
+        for scope, places in self.scopes.items():
+            named |= {f"scopes.{scope}.{place}": mask for place, mask in places.items()}
+        if self.teacher is not None:
+            named |= {f"teacher.{name}": tensor for name, tensor in self.teacher.inputs.items()}
+            named |= {"teacher.labels": self.teacher.labels, "teacher.index": self.teacher.index}
+        return named
+
+
+_TENSORS = ("inputs", "labels", "scopes", "documents", "sample_keys")
+
+
+def _map(value: Any, function: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _map(one, function) for name, one in value.items()}
+    return function(value)

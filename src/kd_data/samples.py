@@ -6,8 +6,7 @@ from omegaconf import DictConfig, ListConfig
 from torch.utils.data import Dataset
 from torchtune.datasets import ConcatDataset
 
-from kd_config.check import component, reason
-from kd_config.kinds import expect
+from kd_config.components import component, expect, reason
 from kd_data.two_tokenizers import TwoTokenizers
 
 _LOOK_FOR_LABELS_IN = 1000
@@ -39,17 +38,21 @@ def build_dataset(
 
 
 def build_samples(
-    cfg: DictConfig, key: str, tokenizer: Any, teacher_tokenizer: Any, ignore_index: int
+    node: DictConfig | ListConfig,
+    key: str,
+    tokenizer: Any,
+    teacher_tokenizer: Any,
+    ignore_index: int,
 ) -> Any:
-    """The dataset ``cfg[key]``, for a teacher with a tokenizer of its own in its tokens too.
+    """The dataset that ``node`` names, for a teacher with a tokenizer of its own in its tokens too.
 
     Raises:
         ValueError: See `build_dataset`; or if hardly a target has a counterpart of the teacher's.
     """
-    dataset = build_dataset(cfg[key], tokenizer, key, ignore_index)
+    dataset = build_dataset(node, tokenizer, key, ignore_index)
     if teacher_tokenizer is None:
         return dataset
-    teachers = build_dataset(cfg[key], teacher_tokenizer, key, ignore_index)
+    teachers = build_dataset(node, teacher_tokenizer, key, ignore_index)
     samples = TwoTokenizers(dataset, teachers, tokenizer, teacher_tokenizer, ignore_index)
     share = samples.paired_share
     if share is not None and share < _FEWEST_PAIRED:
@@ -61,23 +64,19 @@ def build_samples(
     return samples
 
 
-def build_tokenizers(cfg: DictConfig) -> tuple[Any, Any]:
-    """The tokenizer, and that of a teacher with one of its own, else None.
+def build_tokenizer(node: DictConfig | None, key: str) -> Any:
+    """The tokenizer that ``node`` names; None for none.
 
     Raises:
-        ValueError: If one cannot pad, or cuts samples to a length that leaves nothing to predict.
+        ValueError: If it cannot pad, or cuts samples to a length that leaves nothing to predict.
     """
-    return _build_tokenizer(cfg, "tokenizer"), _build_tokenizer(cfg, "teacher_tokenizer")
-
-
-def _build_tokenizer(cfg: DictConfig, key: str) -> Any:
-    tokenizer = component(cfg[key], key)
+    tokenizer = component(node, key)
     if tokenizer is None:
         return None
     length = getattr(tokenizer, "max_seq_len", None)
     if length is not None and not (isinstance(length, int) and length >= 2):
         raise ValueError(f"config: {key}.max_seq_len is {length!r}; it must be at least 2, or null")
-    expect(hasattr(tokenizer, "pad_id"), cfg, key, "a tokenizer with a pad_id")
+    expect(hasattr(tokenizer, "pad_id"), node, key, "a tokenizer with a pad_id")
     return tokenizer
 
 

@@ -1,36 +1,67 @@
-"""Samples of similar length in one optimizer step, so that little of a batch is padding."""
+"""The order in which samples come: in turns over ranks, anew in each epoch, from anywhere in it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torch import Tensor
-from torch.utils.data import Dataset
-from torchdata.stateful_dataloader.sampler import StatefulDistributedSampler
+from torch.utils.data import Sampler
 from tqdm import tqdm
 
-from kd_config.dataset_nodes import is_packed
 from kd_data.ranks import Ranks
 
+# Draws the order of an epoch: indices of samples, of which ranks take turns.
+Order = Callable[[torch.Generator], Tensor]
 
-def check_grouping(cfg: DictConfig) -> None:
-    """Check that ``group_by_length`` goes together with the order and the data.
 
-    Raises:
-        ValueError: If the order is fixed, or every row is as long as the others anyway.
+class EpochSampler(Sampler[int]):
+    """A rank's share of each epoch's order. Ranks see different samples, and equally many.
+
+    Args:
+        order: Draws the order of all ranks with a generator that seed and epoch start.
+        seed: Of the order.
+        ranks: The processes that share the samples.
     """
-    if not cfg.group_by_length:
-        return
-    if not cfg.shuffle:
-        raise ValueError(
-            "config: group_by_length draws the order of the samples, so shuffle must be true"
-        )
-    if is_packed(cfg.dataset):
-        raise ValueError(
-            "config: group_by_length: dataset is packed, so all of its rows have one length; "
-            "leave out one of the two"
-        )
+
+    def __init__(self, order: Order, seed: int, ranks: Ranks) -> None:
+        self._order, self._seed = order, seed
+        self._rank, self._num_ranks = ranks.rank, ranks.world_size
+        self._epoch = self._first = 0
+
+    def start(self, epoch: int, first: int = 0) -> None:
+        """Make the next pass that of ``epoch``, without its ``first`` samples of this rank."""
+        self._epoch, self._first = epoch, first
+
+    def _share(self) -> Tensor:
+        order = self._order(torch.Generator().manual_seed(self._seed + self._epoch))
+        whole = len(order) // self._num_ranks * self._num_ranks
+        return order[self._rank : whole : self._num_ranks]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._share()[self._first :].tolist())
+
+    def __len__(self) -> int:
+        return len(self._share())
+
+
+def in_order(num_samples: int) -> Order:
+    """Samples as they are."""
+    return lambda _: torch.arange(num_samples)
+
+
+def shuffled(num_samples: int) -> Order:
+    """All samples at random."""
+    return lambda generator: torch.randperm(num_samples, generator=generator)
+
+
+def by_length(lengths: Tensor, group_size: int) -> Order:
+    """See `grouped_order`; the groups are those of all ranks together.
+
+    As ranks take turns, all of them have samples of similar length at each micro-batch, and a group
+    has the same samples on any number of ranks.
+    """
+    return partial(grouped_order, lengths, group_size)
 
 
 def sample_lengths(dataset: Any, ranks: Ranks) -> Tensor:
@@ -78,44 +109,3 @@ def grouped_order(lengths: Tensor, group_size: int, generator: torch.Generator) 
     groups = kept[order].view(num_groups, group_size)
     others = 1 + torch.randperm(num_groups - 1, generator=generator)
     return torch.cat([groups[:1], groups[others]]).flatten()
-
-
-class LengthGroupedSampler(StatefulDistributedSampler):
-    """A rank's share of `grouped_order`: the groups are those of all ranks together.
-
-    Ranks take turns, so at each micro-batch all of them have samples of similar length, and a
-    group has the same samples on any number of ranks. Seed and epoch fix the order.
-
-    Args:
-        dataset: The samples.
-        lengths: Their lengths, [N]; the same on every rank.
-        group_size: Samples of one optimizer step on all ranks, a multiple of ``num_replicas``.
-        num_replicas: Number of ranks.
-        rank: This one.
-        seed: Of the order.
-    """
-
-    next_yielded: int | None  # how many to leave out at the next pass
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        lengths: Tensor,
-        group_size: int,
-        num_replicas: int,
-        rank: int,
-        seed: int,
-    ) -> None:
-        super().__init__(dataset, num_replicas, rank, shuffle=True, seed=seed, drop_last=True)
-        self._lengths, self._group_size = lengths, group_size
-        self.total_size = len(lengths) // group_size * group_size
-        self.num_samples = self.total_size // num_replicas
-
-    def __iter__(self) -> Iterator[int]:
-        self.yielded = self.next_yielded or 0
-        self.next_yielded = None
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = grouped_order(self._lengths, self._group_size, generator)
-        for index in order[self.rank :: self.num_replicas][self.yielded :].tolist():
-            self.yielded += 1
-            yield index

@@ -3,23 +3,15 @@
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor
+
+from kd_data.batch import Batch
 
 
-def to_device(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The batch on the device. A GPU fetches it from pinned memory, and nobody waits for that."""
-    if device.type == "cuda":
-        return {k: v.pin_memory().to(device, non_blocking=True) for k, v in batch.items()}
-    return {k: v.to(device) for k, v in batch.items()}
-
-
-def one_at_a_time(
-    batches: Iterable[dict[str, Tensor]], device: torch.device
-) -> Iterator[dict[str, Tensor]]:
+def one_at_a_time(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """Each batch on the device, while the next one is on its way; the others stay on the host."""
     ahead = None
     for batch in batches:
-        current, ahead = ahead, to_device(batch, device)
+        current, ahead = ahead, batch.to(device)
         if current is not None:
             yield current
     if ahead is not None:

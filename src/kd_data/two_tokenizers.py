@@ -1,15 +1,11 @@
 """One text in the tokens of a student and of a teacher with another tokenizer.
 
-Shapes: B batch, S positions of the student, T positions of the teacher, D width.
+Shapes: S positions of the student.
 """
 
-from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from kd_data.pairing import labelled_runs, pair_targets
@@ -78,30 +74,3 @@ class TwoTokenizers(Dataset):
             targets += sum(int(label) != self._ignore_index for label in sample["labels"][1:])
             paired += sum(index != UNPAIRED for index in sample["teacher_index"])
         return paired / targets if targets else None
-
-
-def collate_pairs(samples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-    """The samples' ``teacher_index``, padded.
-
-    Returns:
-        - ``matched`` [B, S] bool: positions of the student that have a counterpart.
-        - ``teacher_index`` [B, S] int64: the counterpart's position; any where there is none.
-    """
-    rows = [torch.as_tensor(sample["teacher_index"], dtype=torch.long) for sample in samples]
-    index = pad_sequence(rows, batch_first=True, padding_value=UNPAIRED)
-    return {"matched": index != UNPAIRED, "teacher_index": index.clamp(min=0)}
-
-
-def of_teacher(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The batch that the teacher reads: the same one, unless it has tokens of its own."""
-    if "teacher_tokens" not in batch:
-        return batch
-    return {"tokens": batch["teacher_tokens"], "labels": batch["teacher_labels"]}
-
-
-def at_student_positions(hidden: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """The teacher's hidden states [B, T, D] moved to the student's positions, [B, S, D]."""
-    if "teacher_index" not in batch:
-        return hidden
-    index = batch["teacher_index"].unsqueeze(-1)
-    return torch.take_along_dim(hidden, index, dim=1)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from threading import Thread
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import DataLoader
+
+from kd_data.batch import Batch
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _LOST = "DataLoader worker"  # how torch's error about a process that is gone begins
@@ -28,7 +29,7 @@ def worker_options(num_workers: int, num_ahead: int) -> dict[str, Any]:
     }
 
 
-def batches(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
+def batches(loader: DataLoader) -> Iterator[Batch]:
     """One pass over the loader. Its processes, if any, start and end with it.
 
     Raises:

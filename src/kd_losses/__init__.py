@@ -7,7 +7,11 @@ from kd_losses.chunked.chunked_output import (
     SymmetricKLWithChunkedOutputLoss,
     TVDistanceWithChunkedOutputLoss,
 )
+from kd_losses.chunked.head import Head
 from kd_losses.chunked.linear import LinearKDLoss, LinearKDOutput
+from kd_losses.chunked.rows import Projected, Rows
+from kd_losses.chunked.sums import RowSums, Scoped, chunked_sums
+from kd_losses.chunked.terms import CrossEntropy, Divergence, RowTerm, TopOneAgreement
 from kd_losses.divergences.alpha_beta import AlphaBetaLoss
 from kd_losses.divergences.base import KDLoss
 from kd_losses.divergences.bild import BiLDLoss
@@ -27,10 +31,13 @@ from kd_losses.divergences.uld import ULDLoss
 __all__ = [
     "AlphaBetaLoss",
     "BiLDLoss",
+    "CrossEntropy",
     "DKDLoss",
     "DistributionLoss",
+    "Divergence",
     "ForwardKLLoss",
     "ForwardKLWithChunkedOutputLoss",
+    "Head",
     "JSDistanceLoss",
     "JSDistanceWithChunkedOutputLoss",
     "KDLoss",
@@ -38,8 +45,13 @@ __all__ = [
     "LinearKDOutput",
     "NKDLoss",
     "NormKDLoss",
+    "Projected",
     "ReverseKLLoss",
     "ReverseKLWithChunkedOutputLoss",
+    "RowSums",
+    "RowTerm",
+    "Rows",
+    "Scoped",
     "SkewForwardKLLoss",
     "SkewReverseKLLoss",
     "SymmetricKLLoss",
@@ -47,5 +59,7 @@ __all__ = [
     "TVDistanceLoss",
     "TVDistanceWithChunkedOutputLoss",
     "TopKKLLoss",
+    "TopOneAgreement",
     "ULDLoss",
+    "chunked_sums",
 ]

@@ -1,4 +1,4 @@
-"""From the config's nodes to models and objective, before any weight is read.
+"""From the config's nodes to models and their checkpointers, before any weight is read.
 
 Decoders are built on the meta device, which costs nothing and tells depth, width and vocabulary, so
 that whatever does not fit together is found at once.
@@ -7,38 +7,36 @@ that whatever does not fit together is found at once.
 from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import nn
 from torchao.core.config import AOBaseConfig
 from torchtune import training
-from torchtune.modules import TransformerDecoder, TransformerSelfAttentionLayer
+from torchtune.modules import TransformerDecoder
 from torchtune.modules.loss import CEWithChunkedOutputLoss
 from torchtune.modules.peft import get_adapter_params, set_trainable_params
 
 from hf_models import HFCheckpointer
+from hf_models.blocks import checkpoint_blocks, compile_blocks
+from hf_models.model import Model
 from hf_models.precision import keep_masters
 from hf_models.quantization import NF4
-from kd_config.check import component
-from kd_config.kinds import expect
-from kd_config.values import loss_weights, needs_teacher
-from kd_losses import ForwardKLLoss, KDLoss
-from kd_training.objective.matching import build_matcher
-from kd_training.objective.objective import Objective
+from hf_models.torchtune_decoder.model import DecoderModel
+from kd_config.components import argument, component, expect
+from kd_config.schema import RunConfig
 from kd_training.placement.offloading import check_offloading, offload_activations
-from kd_training.preflight.two_tokenizers import check_two_tokenizers
 
 _CROSS_ENTROPIES = (nn.CrossEntropyLoss, CEWithChunkedOutputLoss)
 
 
-def build_decoder(cfg: DictConfig, key: str, dtype: torch.dtype) -> Any:
-    """The decoder that ``cfg[key]`` names, on the meta device."""
+def build_model(config: RunConfig, key: str, dtype: torch.dtype) -> Model:
+    """The model that a key names, on the meta device."""
+    node = getattr(config, key)
     with training.set_default_dtype(dtype), torch.device("meta"):
-        decoder = component(cfg[key], key)
-    expect(isinstance(decoder, TransformerDecoder), cfg, key, "a torchtune decoder")
-    return decoder
+        decoder = component(node, key)
+    expect(isinstance(decoder, TransformerDecoder), node, key, "a torchtune decoder")
+    return DecoderModel(decoder)
 
 
-def build_student(cfg: DictConfig, dtype: torch.dtype) -> Any:
+def build_student(config: RunConfig, dtype: torch.dtype) -> Model:
     """The student with its adapter (or, without one, all of its weights) trainable.
 
     What is trained is kept in fp32, except by an optimizer that rounds bf16 weights at random: such
@@ -48,85 +46,43 @@ def build_student(cfg: DictConfig, dtype: torch.dtype) -> Any:
         ValueError: If it cannot be built, has no adapter although only that is to be saved, or its
             activations cannot be offloaded.
     """
-    student = build_decoder(cfg, "model", dtype)
-    adapter = get_adapter_params(student)
+    model = build_model(config, "model", dtype)
+    adapter = get_adapter_params(model.module)
     if adapter:
-        set_trainable_params(student, adapter)
-    elif cfg.save_adapter_weights_only:
+        set_trainable_params(model.module, adapter)
+    elif config.save_adapter_weights_only:
         raise ValueError(
-            f"config: save_adapter_weights_only is true, but {cfg.model._component_} has no "
+            f"config: save_adapter_weights_only is true, but {config.model._component_} has no "
             "adapter; set it to false, or train one with hf_models.lora_decoder"
         )
-    if cfg.compile:
-        training.compile_model(student, verbose=False)
-    if cfg.enable_activation_checkpointing:
-        training.set_activation_checkpointing(
-            student, auto_wrap_policy={TransformerSelfAttentionLayer}
-        )
-    if cfg.enable_activation_offloading:
-        check_offloading(cfg)
-        offload_activations(student)
-    if adapter or not cfg.optimizer.get("bf16_stochastic_round"):
-        keep_masters(student, dtype)
-    return student
+    if config.compile:
+        compile_blocks(model)
+    if config.enable_activation_checkpointing:
+        checkpoint_blocks(model)
+    if config.enable_activation_offloading:
+        check_offloading(config)
+        offload_activations(model.module)
+    if adapter or not argument(config.optimizer, "bf16_stochastic_round"):
+        keep_masters(model.module, dtype)
+    return model
 
 
-def build_teacher(cfg: DictConfig, dtype: torch.dtype) -> Any:
-    """The frozen teacher in eval mode; None where no part of the loss looks at it."""
-    if not needs_teacher(loss_weights(cfg)):
-        return None
-    teacher = build_decoder(cfg, "teacher_model", dtype).requires_grad_(False).eval()
-    if cfg.compile:
-        training.compile_model(teacher, verbose=False)
-    return teacher
+def build_teacher(config: RunConfig, dtype: torch.dtype) -> Model:
+    """The frozen teacher in eval mode."""
+    model = build_model(config, "teacher_model", dtype)
+    model.module.requires_grad_(False).eval()
+    if config.compile:
+        compile_blocks(model)
+    return model
 
 
-def build_objective(
-    cfg: DictConfig, student: Any, teacher: Any, device: torch.device, ignore_index: int
-) -> Objective:
-    """The objective of ``cfg``.
-
-    Raises:
-        ValueError: If a pair of layers is out of range, or a loss has unusable arguments.
-    """
-    weights = loss_weights(cfg)
-    kd_loss = _divergence(cfg, "kd_loss", ignore_index)
-    check_two_tokenizers(cfg, kd_loss)
-    matcher = build_matcher(cfg, weights, student, teacher, device)
-    return Objective(
-        student,
-        teacher,
-        weights,
-        # Without a weight it is never called, but it still says which labels do not count.
-        kd_loss or ForwardKLLoss(ignore_index=ignore_index),
-        matcher,
-        kd_scope=cfg.token_scope.kd if cfg.teacher_tokenizer is None else "matched",
-        ir_scope=cfg.token_scope.ir,
-        prompt_kd_loss=_divergence(cfg, "prompt_kd_loss", ignore_index),
-        num_chunks=OmegaConf.select(cfg, "loss.num_output_chunks"),
-    )
-
-
-def _divergence(cfg: DictConfig, key: str, ignore_index: int) -> KDLoss | None:
-    loss = component(cfg[key], key)
-    if loss is None:
-        return None
-    kind = "a divergence of kd_losses, such as kd_losses.ForwardKLLoss, because it is computed "
-    expect(isinstance(loss, KDLoss), cfg, key, kind + "straight from hidden states")
-    if loss.ignore_index != ignore_index:
-        raise ValueError(
-            f"config: {key}.ignore_index is {loss.ignore_index}, but the labels use {ignore_index}"
-        )
-    return loss
-
-
-def build_quantization(cfg: DictConfig) -> Any:
+def build_quantization(config: RunConfig) -> Any:
     """``teacher_quantization``: ``nf4``, one of torchao's configs, or None.
 
     Raises:
         ValueError: If it is another name or another component.
     """
-    node = cfg.teacher_quantization
+    node = config.teacher_quantization
     if isinstance(node, str) and node != NF4:
         raise ValueError(
             f"config: teacher_quantization is {node!r}; use {NF4} or one of torchao's configs, "
@@ -136,58 +92,69 @@ def build_quantization(cfg: DictConfig) -> Any:
         return node
     built = component(node, "teacher_quantization")
     kind = "one of torchao's configs, such as torchao.quantization.Int8WeightOnlyConfig"
-    expect(isinstance(built, AOBaseConfig), cfg, "teacher_quantization", kind)
+    expect(isinstance(built, AOBaseConfig), node, "teacher_quantization", kind)
     return built
 
 
-def build_checkpointer(cfg: DictConfig, key: str) -> Any:
-    """The checkpointer ``cfg[key]``, with the headers of its files checked where it can."""
-    checkpointer = component(cfg[key], key)
+def build_checkpointer(config: RunConfig, key: str) -> Any:
+    """The checkpointer that a key names, with the headers of its files checked where it can."""
+    checkpointer = component(getattr(config, key), key)
     if isinstance(checkpointer, HFCheckpointer):
         checkpointer.check()
     return checkpointer
 
 
-def check_optimizer(optimizer: Any) -> None:
-    """Refuse an optimizer whose state a checkpoint could not keep.
+def build_scheduler(node: Any, optimizer: torch.optim.Optimizer, num_steps: int) -> Any:
+    """The schedule of the learning rate, or None.
 
     Raises:
-        ValueError: If it has none.
+        ValueError: If it is something else.
     """
+    scheduler = component(
+        node, "lr_scheduler", optimizer, num_training_steps=num_steps, last_epoch=-1
+    )
+    fits = scheduler is None or hasattr(scheduler, "step")
+    expect(fits, node, "lr_scheduler", "a learning rate scheduler")
+    return scheduler
+
+
+def build_optimizer(node: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """The optimizer over groups of parameters.
+
+    Raises:
+        ValueError: If a checkpoint could not keep its state.
+    """
+    optimizer = component(node, "optimizer", groups)
     if not hasattr(optimizer, "state"):
         raise ValueError(
             f"config: optimizer: {type(optimizer).__name__} keeps its state where no checkpoint "
             "reaches it (it has no attribute state); use another, such as torch.optim.AdamW"
         )
+    return optimizer
 
 
-def build_profiler(cfg: DictConfig) -> Any:
+def build_profiler(config: RunConfig) -> Any:
     """torchtune's profiler as ``profiler`` sets it up; one that does nothing without that key."""
-    if cfg.profiler is None:
+    node = config.profiler
+    if node is None:
         return training.DummyProfiler()
-    built = component(cfg.profiler, "profiler")
+    built = component(node, "profiler")
     fits = isinstance(built, tuple) and len(built) == 2
-    expect(fits, cfg, "profiler", "torchtune.training.setup_torch_profiler, or left out")
+    expect(fits, node, "profiler", "torchtune.training.setup_torch_profiler, or left out")
     return built[0]
 
 
-def ignore_index(cfg: DictConfig) -> int:
+def ignore_index(config: RunConfig) -> int:
     """The label that marks a position without a target, from ``loss``.
 
     Raises:
         ValueError: If ``loss`` is something else than plain cross-entropy: the labels' part is
             computed in the chunked pass, so no other loss would ever be called.
     """
-    if cfg.loss is None:
+    if config.loss is None:
         return -100
-    loss = component(cfg.loss, "loss")
+    loss = component(config.loss, "loss")
     plain = getattr(loss, "label_smoothing", 0) == 0 and getattr(loss, "weight", None) is None
     kind = "plain cross-entropy: torchtune.modules.loss.CEWithChunkedOutputLoss or null"
-    expect(isinstance(loss, _CROSS_ENTROPIES) and plain, cfg, "loss", kind)
+    expect(isinstance(loss, _CROSS_ENTROPIES) and plain, config.loss, "loss", kind)
     return loss.ignore_index
-
-
-def count_parameters(*modules: nn.Module | None) -> tuple[int, int]:
-    """Number of all and of trainable parameters."""
-    parameters = [p for m in modules if m is not None for p in m.parameters()]
-    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)

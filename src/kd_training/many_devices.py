@@ -10,7 +10,7 @@ from kd_config.check import check_config
 from kd_training.placement.launcher import last_words
 from kd_training.placement.one_device import find_device
 from kd_training.placement.sharded import Sharded
-from kd_training.trainer import run
+from kd_training.start import run
 
 
 def make_sharded(cfg: DictConfig) -> Sharded:

@@ -1,16 +1,11 @@
 """What a run saves on its way: its state, then the students that this state owes."""
 
-from typing import TYPE_CHECKING
-
 from kd_training.checkpoint.files import Checkpoints, note_export
-from kd_training.output import directory
+from kd_training.checkpoint.run_state import RunState
 from kd_training.output.directory import BEST, EPOCH
 from kd_training.output.metrics import peak_memory_gib
-from kd_training.output.model_card import write_model_card
-from kd_training.placement.writing import WriteError, on_all_ranks
-
-if TYPE_CHECKING:
-    from kd_training.trainer import Trainer
+from kd_training.placement.writing import WriteError
+from kd_training.prepared import Run
 
 
 class Saving:
@@ -20,15 +15,15 @@ class Saving:
     whatever lies at its place may be of an earlier attempt, and is replaced.
 
     Args:
-        trainer: The run, loaded, in a directory that it has taken over.
+        run: The run, in a directory that it has taken over.
+        state: What its checkpoints keep.
     """
 
-    def __init__(self, trainer: "Trainer") -> None:
-        self.trainer, self.cfg = trainer, trainer.cfg
-        self.progress, self.placement = trainer.progress, trainer.placement
-        self.matcher = trainer.objective.matcher
+    def __init__(self, run: Run, state: RunState) -> None:
+        self.prepared, self.run_state = run, state
+        self.progress, self.placement = run.progress, run.placement
         self.checkpoints = Checkpoints(
-            trainer.output_dir, trainer.cfg.keep_last_n, trainer.checkpoint
+            run.records.directory, run.schedule.keep_last_n, run.checkpoint
         )
 
     def state(self) -> None:
@@ -37,10 +32,7 @@ class Saving:
         Raises:
             WriteError: If it cannot be written.
         """
-        trainer = self.trainer
-        tensors, facts = trainer.state.tensors_and_facts()
-        facts["pairs"] = self.matcher and self.matcher.pairs
-        facts["data"], facts["seed"] = trainer.data.facts(), trainer.seed
+        tensors, facts = self.run_state.tensors_and_facts()
         self.checkpoints.save(self.progress.global_step, tensors, facts, self.placement)
 
     def epoch(self) -> None:
@@ -58,11 +50,13 @@ class Saving:
         self.owed()
 
     def best(self) -> None:
-        """Export the best student so far; where that fails, a checkpoint owes it.
+        """Export the best student so far, if it can be kept; if that fails, a checkpoint owes it.
 
         Raises:
             WriteError: If it cannot be written.
         """
+        if not self.prepared.records.export.keeps_best:
+            return
         try:
             self._export(BEST)
         except WriteError:
@@ -86,24 +80,14 @@ class Saving:
 
     def _export(self, which: str) -> None:
         best = which == BEST
-        epoch = self.progress.epoch - (not best)
-        folder = directory.save_student(
-            self.trainer.student,
-            self.trainer.checkpointer,
+        self.prepared.records.export.write(
+            self.prepared.student.module,
             self.placement,
-            epoch,
-            self.trainer.dtype,
-            last=epoch + 1 == self.cfg.epochs,
-            adapter_only=self.cfg.save_adapter_weights_only,
-            best=best,
+            self.progress.epoch - (not best),
+            best,
+            self.progress.newest | self.summary(),
+            self.prepared.objective.terms,
         )
-
-        def write_card() -> None:
-            if folder is not None and not self.cfg.save_adapter_weights_only:
-                pairs = None if self.matcher is None else self.matcher.pairs
-                write_model_card(folder, self.cfg, self.progress.newest | self.summary(), pairs)
-
-        on_all_ranks(self.placement, write_card)
 
     def summary(self) -> dict[str, float]:
         """The run's totals so far."""

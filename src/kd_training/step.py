@@ -12,9 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hf_models.directories import give_usual_mode
+from kd_data import Batch
+from kd_data.batch import LOGITS
 from kd_data.transfer import one_at_a_time
-from kd_training.objective.objective import PARTS, Objective, Sums
-from kd_training.objective.scaling import DynamicScales
+from kd_training.objective.objective import Objective, Sums
+from kd_training.objective.scales import DynamicScales
 from kd_training.placement.one_device import Placement
 
 # The schedule moves on with a step that is passed over, be it the very first.
@@ -51,7 +53,7 @@ class OptimizerStep:
     max_norm: float | None
     dump_dir: Path
 
-    def __call__(self, micro_batches: list[dict[str, Tensor]], number: int) -> dict[str, float]:
+    def __call__(self, micro_batches: list[Batch], number: int) -> dict[str, float]:
         """Do step ``number``; the returned numbers are global means per counted position.
 
         Args:
@@ -62,20 +64,20 @@ class OptimizerStep:
             NonFiniteError: If one of them is not finite. The weights are then as before; the
                 schedule has moved on.
         """
-        counts = self.placement.sum(
-            torch.stack([self.objective.counts(batch) for batch in micro_batches]).sum(0)
-        ).cpu()
+        own = torch.stack([_counts(self.objective, batch) for batch in micro_batches]).sum(0)
+        summed = self.placement.sum(own).cpu()
+        counts, num_labels = summed[:-1], summed[-1].item()
         if self.scales is not None:
             self.objective.weights = self.scales.weights()
         sums = []
         for batch in one_at_a_time(micro_batches, self.placement.device):
             one = self.objective(batch, counts)
             self.placement.backward(one.total)
-            sums.append(Sums(one.total.detach(), one.parts, one.pairs))
+            sums.append(Sums(one.total.detach(), one.parts, one.details))
         values = self.objective.means(sums, counts, self.placement.sum)
         max_norm = math.inf if self.max_norm is None else self.max_norm
         norm = self.placement.clip_grad_norm(self.parameters, max_norm)
-        values |= {f"weight/{k}": v for k, v in vars(self.objective.weights).items()}
+        values |= {f"weight/{k}": v for k, v in self.objective.weights.items()}
         values |= {"grad_norm": norm.item(), "lr": float(self.optimizer.param_groups[0]["lr"])}
         bad = _not_finite(values)
         if bad is None:
@@ -91,15 +93,15 @@ class OptimizerStep:
                 f"micro-batches {self._dump(micro_batches, number)}; lower the learning rate or "
                 "mend the data, or set skip_nonfinite_steps to pass over such steps"
             )
-        return values | {"num_tokens": counts[PARTS.index("ce")].item()}
+        return values | {"num_tokens": num_labels}
 
-    def _dump(self, micro_batches: list[dict[str, Tensor]], number: int) -> str:
+    def _dump(self, micro_batches: list[Batch], number: int) -> str:
         """Keep the micro-batches, and say where; the step's own error must not get lost."""
         path = self.dump_dir / f"nonfinite_step_{number}_rank_{self.placement.rank}.safetensors"
         tensors = {
             f"{i}.{name}": tensor.cpu().contiguous()
             for i, batch in enumerate(micro_batches)
-            for name, tensor in batch.items()
+            for name, tensor in batch.tensors().items()
         }
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,6 +110,12 @@ class OptimizerStep:
         except (OSError, SafetensorError) as err:  # the latter for a full disk
             return f"could not be kept ({err})"
         return f"are in {path}"
+
+
+def _counts(objective: Objective, batch: Batch) -> Tensor:
+    """The terms' counts, and last the labelled positions."""
+    labelled = batch.scopes["labels"][LOGITS].sum()
+    return torch.cat([objective.counts(batch), labelled[None].double()])
 
 
 def _not_finite(values: dict[str, float]) -> str | None:

@@ -4,7 +4,7 @@ from layer_mapping.matcher import LayerMatcher, MatchResult
 from layer_mapping.pair_losses import CosineLoss, MSELoss, NormalizedMSELoss, PairLoss
 from layer_mapping.projection import Projection
 from layer_mapping.relational_loss import RelationalLoss
-from layer_mapping.spec import resolve
+from layer_mapping.spec import resolve, resolve_stacks
 from layer_mapping.strategies import (
     STRATEGIES,
     all_to_one,
@@ -16,7 +16,7 @@ from layer_mapping.strategies import (
     random,
     reverse,
 )
-from layer_mapping.taps import LayerTaps
+from layer_mapping.taps import LayerTaps, Tap
 
 __all__ = [
     "STRATEGIES",
@@ -29,6 +29,7 @@ __all__ = [
     "PairLoss",
     "Projection",
     "RelationalLoss",
+    "Tap",
     "all_to_one",
     "explicit",
     "forward",
@@ -37,5 +38,6 @@ __all__ = [
     "none",
     "random",
     "resolve",
+    "resolve_stacks",
     "reverse",
 ]

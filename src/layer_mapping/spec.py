@@ -2,7 +2,8 @@
 
 import difflib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from layer_mapping.strategies import STRATEGIES, Pair, Strategy, explicit
 
@@ -40,6 +41,48 @@ def resolve(
     options = {"epoch": epoch} if draws_each_epoch else {}
     pairs = strategy(num_student_layers, num_teacher_layers, **options)
     return explicit(num_student_layers, num_teacher_layers, pairs)
+
+
+def resolve_stacks(
+    spec: Any,
+    student_depths: Mapping[str, int],
+    teacher_depths: Mapping[str, int],
+    epoch: int = 0,
+) -> dict[str, list[Pair]]:
+    """Turn what a config says about layer mapping into checked pairs of each stack.
+
+    Args:
+        spec: what `resolve` takes, for models with one stack; or stack → such a spec, where stacks
+            that are not named are not matched.
+        student_depths: stack → depth of the student's.
+        teacher_depths: stack → depth of the teacher's.
+        epoch: the current epoch, for strategies that draw anew each epoch.
+
+    Raises:
+        ValueError: if a stack is not both models', several are left to one spec, or a spec does
+            not fit its stack.
+    """
+    if not isinstance(spec, Mapping):
+        if len(student_depths) > 1:
+            raise ValueError(
+                f"layer_mapping must say it for each stack: {{{_example(student_depths)}}}"
+            )
+        spec = dict.fromkeys(student_depths, spec)
+    pairs = {}
+    for stack, one in spec.items():
+        for side, depths in (("student", student_depths), ("teacher", teacher_depths)):
+            if stack not in depths:
+                raise ValueError(
+                    f"layer_mapping: the {side} has no stack {stack!r}; it has {', '.join(depths)}"
+                )
+        resolved = resolve(one, student_depths[stack], teacher_depths[stack], epoch)
+        if resolved:
+            pairs[stack] = resolved
+    return pairs
+
+
+def _example(stacks: Mapping[str, int]) -> str:
+    return ", ".join(f"{stack}: forward" for stack in stacks)
 
 
 def _by_name(name: str) -> Strategy:

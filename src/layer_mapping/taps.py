@@ -1,6 +1,6 @@
-"""Record what chosen decoder layers put out, for one forward pass at a time."""
+"""Record what chosen layers put out, for one forward pass at a time."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -8,9 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+Tap = tuple[str, int]  # (stack, layer), such as ("decoder", 3)
+Stacks = Mapping[str, nn.ModuleList]
+_ONLY = ""  # the stack of a model that has one
+
 
 class LayerTaps:
-    """The outputs of chosen decoder layers, recorded while the context is open.
+    """The outputs of chosen layers, recorded while the context is open.
 
     ::
 
@@ -23,52 +27,72 @@ class LayerTaps:
 
     Outside the block the model carries no hooks, and after ``clear()`` (or when the next block
     opens, or when the block ends in an exception) the taps hold no tensor. Layer i is the output
-    of decoder layer i, before the model's final norm.
+    of block i, before the stack's final norm.
+
+    A model with several stacks is given as ``stacks``, and its layers are ``(stack, layer)``::
+
+        LayerTaps(model, [("encoder", -1), ("decoder", 3)], stacks=find_stacks)
 
     Works with activation checkpointing (the recompute of the backward pass is not recorded) and
-    with layers compiled one by one (``layer.compile()``). The hooks are looked up when the block
-    opens, so the model may be wrapped, compiled or sharded after the taps were made.
+    with layers compiled one by one (``layer.compile()``). Hooks and stacks are looked up when the
+    block opens, so the model may be wrapped, compiled or sharded after the taps were made.
 
     Args:
-        model: a decoder with ``.layers``, an ``nn.ModuleList``; for transformers, ``model.model``.
+        model: what is run inside the block; without ``stacks`` a decoder with ``.layers``, an
+            ``nn.ModuleList``; for transformers, ``model.model``.
         layers: the layers to record; negative indices count from the end.
-        truncate: leave out the layers above the deepest recorded one while the block is open,
-            for a model whose logits nobody needs. What the model returns is then meaningless.
+        truncate: leave out the last stack's layers above its deepest recorded one while the block
+            is open, for a model whose logits nobody needs. What the model returns is then
+            meaningless.
+        stacks: gives the model's blocks by stack, in the order in which they run.
 
     Attributes:
-        outputs: layer (0-based) → its output [B, S, D] in the newest pass, with its graph.
+        outputs: layer, or (stack, layer) → its output [B, S, D] in the newest pass, with its graph.
 
     Raises:
-        ValueError: if the model has no ``.layers``, a layer is out of range, or a chosen layer was
-            not run inside the block.
+        ValueError: if the model has no ``.layers``, a layer or stack does not exist, or a chosen
+            layer was not run inside the block.
     """
 
-    def __init__(self, model: nn.Module, layers: Iterable[int], truncate: bool = False) -> None:
-        num_layers = len(_decoder_layers(model))
-        chosen = set()
-        for layer in layers:
-            if not -num_layers <= layer < num_layers:
-                raise ValueError(
-                    f"layer {layer} is out of range; the model has {num_layers} layers"
-                )
-            chosen.add(layer % num_layers)
-        self.layers = sorted(chosen)
-        self.outputs: dict[int, Tensor] = {}
-        self._model = model
-        self._truncate = truncate and bool(chosen)
-        self._all_layers: nn.ModuleList | None = None
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: Iterable[int | Tap],
+        truncate: bool = False,
+        stacks: Callable[[], Stacks] | None = None,
+    ) -> None:
+        self._model, self._one_stack = model, stacks is None
+        self._stacks = stacks or (lambda: {_ONLY: _decoder_layers(model)})
+        sizes = {name: len(blocks) for name, blocks in self._stacks().items()}
+        self.taps = sorted({_found(layer, sizes) for layer in layers})
+        self.outputs: dict[Any, Tensor] = {}
+        self._truncate = truncate and bool(self.taps)
+        self._cut: tuple[nn.ModuleList, list[nn.Module]] | None = None
         self._handles: list[RemovableHandle] = []
+
+    @property
+    def layers(self) -> list[int]:
+        """The recorded layers of the only stack, sorted."""
+        return [layer for _, layer in self.taps]
 
     def __enter__(self) -> Self:
         assert not self._handles, "taps are already open"
         self.clear()
-        layers = _decoder_layers(self._model)
-        self._handles = [layers[i].register_forward_hook(self._recorder(i)) for i in self.layers]
+        stacks = self._stacks()
+        self._handles = [
+            stacks[stack][layer].register_forward_hook(self._recorder(self._key((stack, layer))))
+            for stack, layer in self.taps
+        ]
         self._handles.append(self._model.register_forward_pre_hook(self._start_pass))
         if self._truncate:
-            self._all_layers = layers
-            self._model.layers = layers[: self.layers[-1] + 1]
+            self._shorten(*list(stacks.items())[-1])
         return self
+
+    def _shorten(self, stack: str, blocks: nn.ModuleList) -> None:
+        # In place: which attribute of the model holds the list is the model's affair.
+        kept = 1 + max((layer for name, layer in self.taps if name == stack), default=0)
+        self._cut = blocks, list(blocks[kept:])
+        del blocks[kept:]
 
     def __exit__(
         self,
@@ -79,13 +103,14 @@ class LayerTaps:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if self._all_layers is not None:
-            self._model.layers = self._all_layers
-            self._all_layers = None
+        if self._cut is not None:
+            blocks, rest = self._cut
+            blocks.extend(rest)
+            self._cut = None
         if exc_type is not None:
             self.clear()
             return
-        missed = [layer for layer in self.layers if layer not in self.outputs]
+        missed = [self._key(tap) for tap in self.taps if self._key(tap) not in self.outputs]
         if missed:
             self.clear()
             raise ValueError(
@@ -97,18 +122,34 @@ class LayerTaps:
         """Let go of the recorded outputs."""
         self.outputs.clear()
 
+    def _key(self, tap: Tap) -> int | Tap:
+        return tap[1] if self._one_stack else tap
+
     @torch.compiler.disable
     def _start_pass(self, module: nn.Module, args: Any) -> None:
         self.clear()
 
-    def _recorder(self, layer: int) -> Callable[[nn.Module, Any, Any], None]:
+    def _recorder(self, key: int | Tap) -> Callable[[nn.Module, Any, Any], None]:
         # Nothing to compile here, and tracing would specialise on the layer's number.
         @torch.compiler.disable
         def record(module: nn.Module, args: Any, output: Any) -> None:
             # The first run of a pass counts: a recompute in its backward must not replace it.
-            self.outputs.setdefault(layer, output[0] if isinstance(output, tuple) else output)
+            self.outputs.setdefault(key, output[0] if isinstance(output, tuple) else output)
 
         return record
+
+
+def _found(layer: int | Tap, sizes: Mapping[str, int]) -> Tap:
+    """The tap with a layer that counts from the start."""
+    stack, number = (_ONLY, layer) if isinstance(layer, int) else layer
+    if stack not in sizes:
+        raise ValueError(f"stack {stack!r} does not exist; the model has {', '.join(sizes)}")
+    if not -sizes[stack] <= number < sizes[stack]:
+        where = f" of {stack}" if stack else ""
+        raise ValueError(
+            f"layer {number}{where} is out of range; the model has {sizes[stack]} layers"
+        )
+    return stack, number % sizes[stack]
 
 
 def _decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kd_losses import ForwardKLLoss, KDLoss, LinearKDLoss, LinearKDOutput, ReverseKLLoss
-from kd_losses.chunked.chunked_pass import Projection
+from kd_losses.chunked.rows import Projected
 
 V = 29
 
@@ -322,7 +322,7 @@ def emulate_widening_products(monkeypatch: pytest.MonkeyPatch) -> None:
         return mm(a.to(out_dtype), b.to(out_dtype), out=out)
 
     monkeypatch.setattr(torch, "mm", widening)
-    monkeypatch.setattr(Projection, "_widens", lambda self: True)
+    monkeypatch.setattr(Projected, "_widens", lambda self: True)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import pytest
 import tiny
@@ -6,13 +8,34 @@ import torch
 from omegaconf import OmegaConf
 from torchtune.training import OffloadActivations
 
-from kd_config.check import check_config
-from kd_training import OneDevice, Trainer
+from kd_training import OneDevice, Run, prepare
+from kd_training.checkpoint.run_state import RunState
+from kd_training.loop import Loop
+from kd_training.step import OptimizerStep
+from kd_training.train import load
+
+
+@dataclass
+class LoadedRun:
+    """A prepared run with its weights, the step and the state that `train` makes."""
+
+    run: Run
+    step: OptimizerStep
+    state: RunState
+    directories: dict[str, Path]
+
+    def train(self) -> None:
+        Loop(self.run, self.step, self.state).run()
+
+    def batch(self, indices):
+        """One collated micro-batch of the given samples of the training set."""
+        loader = self.run.source.loader
+        return loader.collate_fn([loader.dataset[i] for i in indices])
 
 
 @pytest.fixture
-def make_trainer(tiny_run, tmp_path):
-    """Builds a loaded trainer of a small run, with overrides by dotted key."""
+def make_run(tiny_run, tmp_path):
+    """Prepares and loads a small run, with overrides by dotted key."""
 
     def make(overrides=None, student="student"):
         cfg = OmegaConf.create(tiny_run.config(tmp_path))
@@ -20,10 +43,10 @@ def make_trainer(tiny_run, tmp_path):
         cfg.model.checkpoint_dir = cfg.checkpointer.checkpoint_dir = directory
         for key, value in (overrides or {}).items():
             OmegaConf.update(cfg, key, value, force_add=True)
-        trainer = Trainer(check_config(cfg), OneDevice("cpu"))
-        trainer.directories = tiny_run.directories | {"student": directory}
-        trainer.load()
-        return trainer
+        run = prepare(cfg, OneDevice("cpu"))
+        loaded = load(run)
+        directories = tiny_run.directories | {"student": directory}
+        return LoadedRun(run, loaded.step, loaded.state, directories)
 
     return make
 

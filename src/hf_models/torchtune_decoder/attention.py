@@ -1,8 +1,8 @@
 """Attention that normalises queries and keys before it rotates them."""
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 from torchtune.modules import MultiHeadAttention
-from torchtune.modules.attention_utils import _MaskType
 
 
 class QKNormAttention(MultiHeadAttention):
@@ -17,7 +17,7 @@ class QKNormAttention(MultiHeadAttention):
         x: torch.Tensor,
         y: torch.Tensor | None = None,
         *,
-        mask: _MaskType | None = None,
+        mask: torch.Tensor | BlockMask | None = None,
         input_pos: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Self-attention.

@@ -3,26 +3,31 @@
 Shapes: B batch, S positions.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchtune.modules import attention_utils
 
 
-def with_mask(batch: dict[str, Tensor]) -> dict[str, Any]:
-    """The batch with the ``mask`` that a decoder needs for it; the batch itself if that is none.
+def with_mask(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A decoder's keyword arguments: for packed rows ``documents`` becomes the ``mask``.
 
     The mask is made where the batch lies, right before its forward, and is as short-lived as that:
     a dense one is S times the size of everything else. A GPU that has FlexAttention takes a block
     mask, everything else a dense one, [B, S, S].
     """
-    if "input_pos" not in batch:  # not packed: plain causal attention
-        return batch
-    documents = batch["documents"]
-    flex = attention_utils._SUPPORTS_FLEX_ATTENTION and documents.is_cuda
-    return batch | {"mask": block_mask(documents) if flex else dense_mask(documents)}
+    given: dict[str, Any] = dict(inputs)
+    documents = given.pop("documents", None)
+    if documents is not None:
+        mask = block_mask if _has_flex_attention(documents.device) else dense_mask
+        given["mask"] = mask(documents)
+    return given
+
+
+def _has_flex_attention(device: torch.device) -> bool:
+    # What torchtune's attention asks for, too.
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 5)
 
 
 def dense_mask(documents: Tensor) -> Tensor:

@@ -18,14 +18,12 @@ from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 from torchtune.modules import TransformerDecoder
 from tqdm import tqdm
 
-from hf_models import HFCheckpointer, decoder, head_weight, load_weights
-from hf_models.torchtune_decoder.attention_mask import with_mask
+from hf_models import DecoderModel, HFCheckpointer, decoder, load_weights
 from kd_analysis.probe import layer_angles, logit_overlap
 from kd_analysis.probe.layer_angles import Angles
 from kd_analysis.probe.logit_overlap import KS, Overlap
-from kd_data import collate
+from kd_data import Batch, collate
 from kd_losses.functional import cut_to_shared
-from layer_mapping import LayerTaps
 
 _CHUNK = 256  # tokens whose layers and logits are compared at a time
 
@@ -75,7 +73,7 @@ def analyze(
     models = {name: _Model(directory, device, dtype) for name, directory in students.items()}
     comparison = _Comparison(teacher, models, unit_length)
     for batch in tqdm(loader, desc="analyze", dynamic_ncols=True):
-        comparison.update(with_mask({key: value.to(device) for key, value in batch.items()}))
+        comparison.update(batch.to(device))
     return comparison.write(Path(output_dir), num_samples=len(samples))
 
 
@@ -90,21 +88,18 @@ class _Model:
             model: TransformerDecoder = decoder(directory)
         weights = checkpointer.load_checkpoint()[training.MODEL_KEY]
         load_weights(model, weights, device, precision)
-        self.model = model.eval().requires_grad_(False)
-        # Logits are made a few tokens at a time; set on this instance alone.
-        model.unembed = lambda hidden: model.norm(hidden)
-        self.head = head_weight(model)
-        self.num_layers, self.width = len(model.layers), model.tok_embeddings.embedding_dim
+        self.model = DecoderModel(model.eval().requires_grad_(False))
+        self.head = self.model.head().weight
+        (self.stack, sizes), *_ = self.model.facts.stacks.items()
+        self.num_layers, self.width = sizes.depth, sizes.width
 
     @torch.no_grad()
-    def run(self, batch: dict[str, Any], chosen: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, batch: Batch, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Normed hidden states [N, D] and layers' outputs [N, L, D] of the chosen positions."""
-        with LayerTaps(self.model, range(self.num_layers)) as taps:
-            hidden = self.model(
-                batch["tokens"], mask=batch.get("mask"), input_pos=batch.get("input_pos")
-            )
-        layers = [taps.outputs[i][chosen] for i in range(self.num_layers)]
-        return hidden[chosen], torch.stack(layers, dim=1)
+        taps = [(self.stack, layer) for layer in range(self.num_layers)]
+        view = self.model.view(batch.inputs, taps)
+        layers = [view.taps[tap][chosen] for tap in taps]
+        return view.hidden[chosen], torch.stack(layers, dim=1)
 
 
 class _Comparison:
@@ -124,9 +119,9 @@ class _Comparison:
     def _new_angles(self) -> Angles:
         return Angles(self._teacher.num_layers, self._teacher.head.device)
 
-    def update(self, batch: dict[str, Any]) -> None:
+    def update(self, batch: Batch) -> None:
         """Count the labelled positions of one more batch."""
-        chosen = batch["labels"] != CROSS_ENTROPY_IGNORE_IDX
+        chosen = batch.labels != CROSS_ENTROPY_IGNORE_IDX
         hidden, layers = self._teacher.run(batch, chosen)
         layers = self._scaled(layers)
         for points in layers.split(_CHUNK):

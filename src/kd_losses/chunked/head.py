@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from kd_losses.divergences.base import upcast
+
 
 class Head(NamedTuple):
     """``logits = cap(scale · (h·Wᵀ + b))``, with ``cap(z) = softcap·tanh(z / softcap)`` if given.
@@ -19,3 +21,12 @@ class Head(NamedTuple):
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits ``[..., V]`` of few hidden states ``[..., D]``, in fp32 or wider."""
+        dtype = min(self.weight.dtype, hidden.dtype, key=lambda one: one.itemsize)
+        logits = upcast(hidden.to(dtype) @ self.weight.to(dtype).T)
+        if self.bias is not None:
+            logits = logits + self.bias
+        logits = logits * self.scale
+        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()

@@ -50,6 +50,11 @@ class KDLoss(nn.Module, ABC):
         self.temperature = temperature
         self.ignore_index = ignore_index
 
+    @property
+    def uses_plain_log_probs(self) -> bool:
+        """Whether it is a function of the log-softmaxes of the very logits, as cross-entropy is."""
+        return False
+
     @abstractmethod
     def per_token(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of every token ``[N]``.

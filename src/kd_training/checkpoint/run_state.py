@@ -13,7 +13,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
-from kd_training.objective.scaling import DynamicScales
+from kd_data.sources import Source
+from kd_training.objective.objective import Objective
+from kd_training.objective.scales import DynamicScales
 from kd_training.placement.one_device import Placement
 
 _OPTIONS = StateDictOptions(
@@ -60,21 +62,27 @@ class Progress:
 
 @dataclass
 class RunState:
-    """The live parts of a run that a checkpoint keeps.
+    """Everything that a checkpoint keeps.
 
     Args:
-        trainable: The student and, with layer matching, its projections.
-        optimizer: Over their trainable parameters.
+        student: What learns.
+        objective: Its terms may have parameters and facts of their own.
+        optimizer: Over all trainable parameters.
         scheduler: Of the learning rate; None without one.
-        scales: Dynamic weights of the objective; None without them.
+        scales: Weights of the objective that follow its terms; None without them.
+        source: Where the micro-batches come from.
+        seed: What the run was started with.
         progress: How far the run is.
         placement: Where it runs.
     """
 
-    trainable: nn.ModuleDict
+    student: nn.Module
+    objective: Objective
     optimizer: torch.optim.Optimizer
     scheduler: Any
     scales: DynamicScales | None
+    source: Source
+    seed: int
     progress: Progress
     placement: Placement
 
@@ -84,9 +92,13 @@ class RunState:
         if rates:
             self.scheduler.base_lrs = [float(rate) for rate in rates]
 
+    @property
+    def _trainable(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"student": self.student, "terms": self.objective.modules})
+
     def tensors_and_facts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The state's tensors by name, sharded as they are, and its JSON values."""
-        model, optimizer = get_state_dict(self.trainable, self.optimizer, options=_OPTIONS)
+        model, optimizer = get_state_dict(self._trainable, self.optimizer, options=_OPTIONS)
         named: dict[str, Any] = {_MODEL + k: v for k, v in model.items()}
         named |= {_OPTIMIZER + k: v for k, v in optimizer.items()}
         # A learning rate that is a tensor is one tensor for all parameters of its group.
@@ -98,6 +110,9 @@ class RunState:
             "scheduler": self.scheduler and self.scheduler.state_dict(),
             "scales": self.scales and self.scales.state_dict(),
             "progress": asdict(self.progress),
+            "terms": self.objective.facts(),
+            "source": self.source.facts(),
+            "seed": self.seed,
             "rng": self.placement.gather(_random_state(self.placement.device)),
         }
         return tensors, facts
@@ -114,7 +129,7 @@ class RunState:
             k.removeprefix(_OPTIMIZER): v for k, v in named.items() if k.startswith(_OPTIMIZER)
         }
         set_state_dict(
-            self.trainable,
+            self._trainable,
             self.optimizer,
             model_state_dict=model,
             optim_state_dict=optimizer,
@@ -125,6 +140,7 @@ class RunState:
         if self.scales is not None and facts["scales"] is not None:
             self.scales.load_state_dict(facts["scales"])
         self.progress.load_state_dict(facts["progress"])
+        self.objective.load_facts(facts["terms"])
         if len(facts["rng"]) == self.placement.world_size:
             _set_random_state(facts["rng"][self.placement.rank], self.placement.device)
 

@@ -9,15 +9,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
-from omegaconf import DictConfig, OmegaConf
-from torchtune import training
-
-from hf_models import HFCheckpointer, merged_state_dict
 from hf_models.directories import recover
 from kd_training.checkpoint.files import STATE_DIR
 from kd_training.placement.one_device import Placement
-from kd_training.placement.writing import WriteError, on_all_ranks
 
 BEST, EPOCH = "best", "epoch"  # the kinds of students
 _RUN_FILES = ("epoch_*", BEST, "logs", STATE_DIR, "config.yaml")
@@ -84,18 +78,18 @@ def mend(output_dir: Path) -> None:
         recover(student, "adapter")
 
 
-def replaced_files(cfg: DictConfig, progress: Mapping[str, Any] | None) -> list[Path]:
+def replaced_files(output_dir: Path, epochs: int, progress: Mapping[str, Any] | None) -> list[Path]:
     """What is there already that a run will move to ``previous/`` or write over.
 
     Args:
-        cfg: The run's config.
+        output_dir: The run's directory.
+        epochs: How many epochs it trains.
         progress: How far the run is that it goes on with; None for a new one.
     """
-    output_dir = Path(cfg.output_dir)
     if progress is None:
         return _run_files(output_dir)
     first_epoch = progress["epoch"] - (progress["owed"] == EPOCH)
-    names = [BEST, *(f"epoch_{epoch}" for epoch in range(first_epoch, cfg.epochs))]
+    names = [BEST, *(f"epoch_{epoch}" for epoch in range(first_epoch, epochs))]
     return [output_dir / name for name in names if (output_dir / name).exists()]
 
 
@@ -103,11 +97,10 @@ def _run_files(output_dir: Path) -> list[Path]:
     return [path for pattern in _RUN_FILES for path in output_dir.glob(pattern)]
 
 
-def start_output(cfg: DictConfig, output_dir: Path, resumed: bool) -> Path | None:
+def start_output(output_dir: Path, config: str, resumed: bool) -> Path | None:
     """Make the directory and its config.yaml; an earlier run's files move to ``previous/<n>``.
 
-    The config is kept as it is written: nothing of the environment is in it. A resumed run goes on
-    among its own files.
+    A resumed run goes on among its own files.
 
     Returns:
         Where the earlier run's files are now; None if there were none.
@@ -123,7 +116,7 @@ def start_output(cfg: DictConfig, output_dir: Path, resumed: bool) -> Path | Non
             shutil.move(path, previous / path.name)
     # A full disk must not cost a resumed run the config that it goes on with.
     written = output_dir / ".config.yaml.partial"
-    OmegaConf.save(cfg, written)
+    written.write_text(config, encoding="utf-8")
     written.replace(output_dir / "config.yaml")
     return previous
 
@@ -131,60 +124,3 @@ def start_output(cfg: DictConfig, output_dir: Path, resumed: bool) -> Path | Non
 def write_summary(output_dir: Path, summary: dict[str, float]) -> None:
     """Keep the run's totals."""
     (output_dir / "logs" / "summary.json").write_text(json.dumps(summary, indent=2))
-
-
-def save_student(
-    student: Any,
-    checkpointer: Any,
-    placement: Placement,
-    epoch: int,
-    dtype: torch.dtype,
-    *,
-    last: bool,
-    adapter_only: bool = False,
-    best: bool = False,
-) -> Path | None:
-    """Write the merged student (and its adapter) through the run's checkpointer, by rank 0.
-
-    Every rank returns when that is done.
-
-    Returns:
-        The directory, where it is one of ours and this rank has written it.
-
-    Raises:
-        WriteError: On every rank, if it cannot be written; an earlier one at its place stays.
-    """
-    state = placement.full_state_dict(student)
-    # Only our own checkpointer can write a folder that is not an epoch's.
-    where = {"dirname": BEST} if best else {}
-
-    def write() -> None:
-        merged, adapter, adapter_config = merged_state_dict(student, state)
-        checkpoint: dict[str, Any] = {
-            training.MODEL_KEY: {name: tensor.to(dtype) for name, tensor in merged.items()}
-        }
-        if adapter is not None:
-            checkpoint |= {training.ADAPTER_KEY: adapter, training.ADAPTER_CONFIG: adapter_config}
-        checkpointer.save_checkpoint(
-            checkpoint,
-            epoch=epoch,
-            intermediate_checkpoint=not last,
-            adapter_only=adapter_only,
-            **where,
-        )
-
-    writes = placement.rank == 0
-    try:
-        on_all_ranks(placement, write if writes else lambda: None)
-    except WriteError as err:
-        which = "the best student" if best else f"the student of epoch {epoch}"
-        raise WriteError(f"{which} could not be written: {err}") from err
-    if not writes or not isinstance(checkpointer, HFCheckpointer):
-        return None
-    assert checkpointer.output_dir is not None  # or it would not have written
-    return checkpointer.output_dir / (BEST if best else f"epoch_{epoch}")
-
-
-def keeps_best(checkpointer: Any) -> bool:
-    """Whether the checkpointer can keep a best student beside the epochs' ones."""
-    return isinstance(checkpointer, HFCheckpointer)

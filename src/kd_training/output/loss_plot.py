@@ -1,16 +1,27 @@
 """The picture of a run's losses."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
-_TITLES = {
-    "total": "total (weighted)",
-    "ce": "cross-entropy with the labels",
-    "kd": "divergence from the teacher",
-    "ir": "intermediate layers",
-    "prompt_kd": "divergence on the prompt",
-}
+
+class Panel(NamedTuple):
+    """One curve's place.
+
+    Attributes:
+        name: Its key in the records.
+        title: Above it.
+        unit: Beside it.
+    """
+
+    name: str
+    title: str
+    unit: str
+
+
+TOTAL = Panel("total", "total (weighted)", "nats per token")
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -18,31 +29,33 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def plot_losses(metrics: Path, picture: Path) -> None:
-    """Draw each part of the loss over the steps, training and validation, into a PNG.
+def plot_losses(metrics: Path, picture: Path, panels: Sequence[Panel]) -> None:
+    """Draw the total and each part over the steps, training and validation, into a PNG.
 
     Args:
         metrics: The run's ``metrics.jsonl``.
         picture: Where the PNG goes.
+        panels: The parts.
     """
     records = read_metrics(metrics)
-    parts = [part for part in _TITLES if any(part in r for r in records)]
-    if not parts:
+    drawn = [panel for panel in (TOTAL, *panels) if any(panel.name in r for r in records)]
+    if not drawn:
         return
     plt = pyplot()
     figure, axes = plt.subplots(
-        1, len(parts), figsize=(4.2 * len(parts), 3.4), squeeze=False, layout="constrained"
+        1, len(drawn), figsize=(4.2 * len(drawn), 3.4), squeeze=False, layout="constrained"
     )
-    for axis, part in zip(axes[0], parts, strict=True):
-        for key, style in ((part, {"lw": 1}), (f"val/{part}", {"marker": "o", "ms": 4})):
+    for axis, panel in zip(axes[0], drawn, strict=True):
+        for key, style in (
+            (panel.name, {"lw": 1}),
+            (f"val/{panel.name}", {"marker": "o", "ms": 4}),
+        ):
             points = [(r["step"], r[key]) for r in records if key in r]
             if points:
                 label = "held out" if key.startswith("val/") else "training"
                 axis.plot(*zip(*points, strict=True), label=label, **style)
-        axis.set(title=_TITLES[part], xlabel="optimizer step", ylabel="nats per token")
+        axis.set(title=panel.title, xlabel="optimizer step", ylabel=panel.unit)
         axis.grid(alpha=0.3)
-    if "ir" in parts:
-        axes[0][parts.index("ir")].set_ylabel("distance per token")
     axes[0][0].legend()
     figure.savefig(picture, dpi=110)
     plt.close(figure)

@@ -2,56 +2,46 @@
 
 import json
 import math
-import re
 import resource
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
-from omegaconf import DictConfig, ListConfig
-from torchtune.training.metric_logging import DiskLogger, StdoutLogger, TensorBoardLogger
 from tqdm import tqdm
 
-from kd_config.check import component
-from kd_config.public import log_config
 from kd_training.placement.writing import WriteError
 
 METRICS_FILE = Path("logs") / "metrics.jsonl"
-_DETAIL = re.compile(r"\bir/|\bweight/")
-# Their log_config only writes a second copy of config.yaml.
-_LOCAL_LOGGERS = (DiskLogger, StdoutLogger, TensorBoardLogger)
 
 
 class Metrics:
     """Fans out one dictionary of numbers a step.
 
     Args:
-        cfg: The run's config; ``metric_logger`` is one of torchtune's loggers or a list of them.
+        make_loggers: Makes the loggers beside the file and the terminal, torchtune's or alike.
         output_dir: The run's directory.
         total_steps: Length of the progress bar, in optimizer steps.
+        shown: Names of the numbers on the bar.
         first_step: Steps already done; what an interrupted run recorded after them is dropped.
         main: Whether this rank is the one that speaks.
     """
 
     def __init__(
         self,
-        cfg: DictConfig,
+        make_loggers: Callable[[], list[Any]],
         output_dir: Path,
         total_steps: int,
+        shown: Iterable[str],
         first_step: int = 0,
         main: bool = True,
     ) -> None:
-        self._main = main
+        self._main, self._shown = main, list(shown)
         if not main:
             return
-        nodes = (
-            cfg.metric_logger if isinstance(cfg.metric_logger, ListConfig) else [cfg.metric_logger]
-        )
-        self._loggers = [component(node, "metric_logger") for node in nodes if node is not None]
-        for logger in self._loggers:
-            if not isinstance(logger, _LOCAL_LOGGERS):
-                log_config(logger, cfg)
+        self._loggers = make_loggers()
         path = output_dir / METRICS_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
         _drop_after(path, first_step)
@@ -64,15 +54,15 @@ class Metrics:
         """Move the progress bar by one step and show the parts of the loss on it."""
         if not self._main:
             return
-        shown = ("total", "ce", "kd", "ir", "prompt_kd")
-        self._bar.set_postfix({k: f"{values[k]:.3f}" for k in shown if k in values}, refresh=False)
+        shown = {k: f"{values[k]:.3f}" for k in self._shown if k in values}
+        self._bar.set_postfix(shown, refresh=False)
         self._bar.update(1)
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Record ``values`` everywhere; the terminal leaves out what there are many of."""
         if not self._main:
             return
-        line = " ".join(f"{k} {v:.4g}" for k, v in values.items() if not _DETAIL.search(k))
+        line = " ".join(f"{k} {v:.4g}" for k, v in values.items() if not _is_detail(k))
         self.say(f"step {step}/{self._bar.total} | {line}")
         try:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
@@ -97,6 +87,11 @@ class Metrics:
             self._file.close()
         for logger in self._loggers:
             logger.close()
+
+
+def _is_detail(name: str) -> bool:
+    """Whether it is one of many: a pair of layers, a weight."""
+    return "/" in name.removeprefix("val/")
 
 
 def _drop_after(path: Path, step: int) -> None:

@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
-from omegaconf import DictConfig
 from torchtune.training import OffloadActivations
 
+from kd_config.schema import RunConfig
 
-def check_offloading(cfg: DictConfig) -> None:
+
+def check_offloading(config: RunConfig) -> None:
     """Refuse what ``enable_activation_offloading`` can do nothing for.
 
     Without checkpointing a layer keeps its weights for the backward too, transposed, and each
@@ -16,12 +17,12 @@ def check_offloading(cfg: DictConfig) -> None:
     Raises:
         ValueError: If the device is no GPU, or activations are not checkpointed.
     """
-    if torch.device(cfg.device).type != "cuda":
+    if torch.device(config.device).type != "cuda":
         raise ValueError(
             "config: enable_activation_offloading moves activations from a GPU to host memory, "
-            f"but device is {cfg.device}; leave it false"
+            f"but device is {config.device}; leave it false"
         )
-    if not cfg.enable_activation_checkpointing:
+    if not config.enable_activation_checkpointing:
         raise ValueError(
             "config: enable_activation_offloading needs enable_activation_checkpointing: true; "
             "it would move the frozen weights as well"

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torchtune import training, utils
 
 from hf_models import load_weights
+from hf_models.model import Model
 from hf_models.quantization import quantize
 
 
@@ -20,11 +21,11 @@ class Placement(Protocol):
     world_size: int
     group: Any  # of all ranks, for what they tell one another on the host; None without ranks
 
-    def place(self, model: nn.Module, checkpointer: Any) -> None:
-        """Give a decoder on the meta device the checkpointer's weights, each in its dtype."""
+    def place(self, model: Model, checkpointer: Any) -> None:
+        """Give a model on the meta device the checkpointer's weights, each in its dtype."""
 
-    def place_teacher(self, model: Any, checkpointer: Any, quantization: Any = None) -> None:
-        """The same for a frozen decoder, which may be placed otherwise, in 4 or 8 bits."""
+    def place_teacher(self, model: Model, checkpointer: Any, quantization: Any = None) -> None:
+        """The same for a frozen model, which may be placed otherwise, in 4 or 8 bits."""
 
     def place_module(self, module: nn.Module) -> None:
         """Take over a small module that already has its weights, the same on every rank."""
@@ -59,12 +60,12 @@ class OneDevice:
     def __init__(self, device: str) -> None:
         self.device = find_device(device)
 
-    def place(self, model: nn.Module, checkpointer: Any) -> None:
-        """Give a decoder on the meta device the checkpointer's weights, each in its dtype."""
-        load_weights(model, read_weights(checkpointer), self.device)
+    def place(self, model: Model, checkpointer: Any) -> None:
+        """Give a model on the meta device the checkpointer's weights, each in its dtype."""
+        load_weights(model.module, read_weights(checkpointer), self.device)
 
-    def place_teacher(self, model: Any, checkpointer: Any, quantization: Any = None) -> None:
-        """The same for a frozen decoder, in 4 or 8 bits if asked for."""
+    def place_teacher(self, model: Model, checkpointer: Any, quantization: Any = None) -> None:
+        """The same for a frozen model, in 4 or 8 bits if asked for."""
         load_whole(model, checkpointer, self.device, quantization)
 
     def place_module(self, module: nn.Module) -> None:
@@ -95,13 +96,13 @@ class OneDevice:
         return {name: value.detach().cpu() for name, value in model.state_dict().items()}
 
 
-def load_whole(model: Any, checkpointer: Any, device: torch.device, quantization: Any) -> None:
-    """Put a whole frozen decoder on a device; one in few bits never lies there unquantised."""
+def load_whole(model: Model, checkpointer: Any, device: torch.device, quantization: Any) -> None:
+    """Put a whole frozen model on a device; one in few bits never lies there unquantised."""
     if quantization is None:
-        load_weights(model, read_weights(checkpointer), device)
+        load_weights(model.module, read_weights(checkpointer), device)
         return
-    load_weights(model, read_weights(checkpointer), "cpu")
-    quantize(model, quantization, device)
+    load_weights(model.module, read_weights(checkpointer), "cpu")
+    quantize(model.module, quantization, device, model.stacks().values())
 
 
 def find_device(name: str) -> torch.device:

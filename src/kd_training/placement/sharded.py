@@ -4,7 +4,6 @@ import mmap
 import warnings
 from collections.abc import Iterable
 from datetime import timedelta
-from functools import partial
 from typing import Any
 
 import torch
@@ -26,6 +25,8 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor
 from torchtune import training
 
+from hf_models.blocks import blocks_of
+from hf_models.model import Model
 from hf_models.precision import gather_dtype
 from hf_models.torchtune_decoder.loading import complete_state, compute_rope
 from kd_training.placement.one_device import find_device, load_whole, read_weights
@@ -76,7 +77,7 @@ class Sharded:
                 "config: custom_sharded_layers: leave out output; the loss projects with it "
                 "outside of the model's forward"
             )
-        self._conditions = [partial(training.get_shard_conditions, names_to_match=names)]
+        self._names = set(names)
         self._reshard = reshard_after_forward
         # The shards of CPU processes are in host memory as it is.
         self._offload = cpu_offload and self.device.type != "cpu"
@@ -84,43 +85,46 @@ class Sharded:
         self._shard_teacher = shard_teacher
         self._mesh = _mesh(self.device, self.world_size, replicas)
 
-    def place(self, model: nn.Module, checkpointer: Any) -> None:
-        """Shard the decoder, then send each weight from rank 0 to those who hold a part of it."""
+    def place(self, model: Model, checkpointer: Any) -> None:
+        """Shard the model, then send each weight from rank 0 to those who hold a part of it."""
         state: dict[str, Any] = {}
         if self.rank == 0:
-            state = complete_state(model, read_weights(checkpointer))
+            state = complete_state(model.module, read_weights(checkpointer))
             _read_from_disk(state)
         self.wait()
         self._shard(model)
         # The loss uses the head after the forward has ended. The root holds it, unless it is tied
         # to embeddings that are gathered on their own.
-        for module in (model, getattr(model.output, "tied_module", None)):
+        for module in model.head_modules():
             if isinstance(module, FSDPModule):
                 module.set_reshard_after_forward(False, recurse=False)
         options = StateDictOptions(
             full_state_dict=True, broadcast_from_rank0=True, cpu_offload=self._offload
         )
-        set_model_state_dict(model, state, options=options)
-        compute_rope(model, self.device)
-        training.validate_no_params_on_meta_device(model)
+        set_model_state_dict(model.module, state, options=options)
+        compute_rope(model.module, self.device)
+        training.validate_no_params_on_meta_device(model.module)
 
-    def _shard(self, model: nn.Module) -> None:
-        """Shard layers (and what the config names) each on its own, and the rest with the model.
+    def _shard(self, model: Model) -> None:
+        """Shard blocks (and what the config names) each on its own, and the rest with the model.
 
         torchtune's ``shard_model`` does the same, but without mixed precision.
         """
         options: dict[str, Any] = {
             "mesh": self._mesh,
             "reshard_after_forward": self._reshard,
-            "mp_policy": MixedPrecisionPolicy(gather_dtype(model), reduce_dtype=torch.float32),
+            "mp_policy": MixedPrecisionPolicy(
+                gather_dtype(model.module), reduce_dtype=torch.float32
+            ),
             "offload_policy": self._offload_policy,
         }
-        for name, module in reversed(list(model.named_modules())):
-            if any(condition(name, module) for condition in self._conditions):
+        blocks = {id(block) for block in blocks_of(model)}
+        for name, module in reversed(list(model.module.named_modules())):
+            if id(module) in blocks or name in self._names:
                 fully_shard(module, **options)
-        fully_shard(model, **options)
+        fully_shard(model.module, **options)
 
-    def place_teacher(self, model: Any, checkpointer: Any, quantization: Any = None) -> None:
+    def place_teacher(self, model: Model, checkpointer: Any, quantization: Any = None) -> None:
         """Shard the teacher, or give every device a whole one, read from the mapped files.
 
         Raises:

@@ -1,22 +1,17 @@
-"""What a run will need, before any weight is read, and whether the weights make sense, after."""
+"""What a run will need, before any weight is read."""
 
-import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from torch import nn
 
-from hf_models import head_weight
+from hf_models.model import Model
 from hf_models.precision import compute_dtype, gather_dtype
-from hf_models.torchtune_decoder.attention_mask import with_mask
-from kd_data.two_tokenizers import of_teacher
-from kd_losses import ForwardKLLoss, LinearKDLoss
+from kd_config.components import argument
+from kd_config.schema import RunConfig
 from kd_losses.chunked.chunk_size import chunk_bytes
-from kd_training.build import count_parameters
 from kd_training.output.directory import nearest_existing
 from kd_training.placement.one_device import Placement
 
@@ -65,32 +60,44 @@ class Memory:
 
 
 def estimate_memory(
-    cfg: DictConfig, student: Any, teacher: Any, dtype: torch.dtype, placement: Placement
+    config: RunConfig,
+    student: Model,
+    teacher: Model | None,
+    dtype: torch.dtype,
+    placement: Placement,
 ) -> Memory:
     """Count bytes from the models on the meta device, the batch and the number of devices."""
     # One device takes the config of many as it is.
-    shards = max(1, placement.world_size // cfg.data_parallel_replicate_dim)
-    trained = _bytes(student, trained=True) * (1 + _OPTIMIZER_STATES)
-    weights = (_bytes(student) + trained) / shards + _copies(cfg, student, dtype, shards)
+    shards = max(1, placement.world_size // config.data_parallel_replicate_dim)
+    trained = _bytes(student.module, trained=True) * (1 + _OPTIMIZER_STATES)
+    weights = (_bytes(student.module) + trained) / shards
+    weights += _copies(config, student, dtype, shards)
     gathered = _gathered(student, shards) * dtype.itemsize
     teacher_weights = 0.0
     if teacher is not None:
-        teacher_shards = 1 if cfg.teacher_sharding == "none" else shards
-        teacher_weights = _bytes(teacher) / teacher_shards
+        teacher_shards = 1 if config.teacher_sharding == "none" else shards
+        teacher_weights = _bytes(teacher.module) / teacher_shards
         gathered += _gathered(teacher, teacher_shards) * dtype.itemsize
-    length = OmegaConf.select(cfg, "tokenizer.max_seq_len") or _MEASURED_BY
-    width = cfg.batch_size * length * student.tok_embeddings.embedding_dim * dtype.itemsize
-    layers = len(student.layers)
-    kept = layers * _KEPT_PER_LAYER
-    if cfg.enable_activation_checkpointing:
-        # Every layer's input, unless it waits on the host, and one layer at a time.
-        inputs = min(layers, _INPUTS_ON_DEVICE) if cfg.enable_activation_offloading else layers
-        kept = inputs + _KEPT_PER_LAYER
-    num_chunks = OmegaConf.select(cfg, "loss.num_output_chunks")
-    rows = None if num_chunks is None else -(-cfg.batch_size * length // num_chunks)
-    vocab_size = student.tok_embeddings.num_embeddings
-    logits = chunk_bytes(vocab_size, placement.device, rows)
-    return Memory(weights, teacher_weights, gathered, kept * width, logits)
+    positions = config.batch_size * (argument(config.tokenizer, "max_seq_len") or _MEASURED_BY)
+    num_chunks = argument(config.loss, "num_output_chunks")
+    rows = None if num_chunks is None else -(-positions // num_chunks)
+    logits = chunk_bytes(student.facts.vocabulary, placement.device, rows)
+    activations = positions * _kept(config, student) * dtype.itemsize
+    return Memory(weights, teacher_weights, gathered, activations, logits)
+
+
+def _kept(config: RunConfig, student: Model) -> int:
+    """Numbers that the layers keep of one position."""
+    kept = 0
+    for stack in student.facts.stacks.values():
+        tensors = stack.depth * _KEPT_PER_LAYER
+        if config.enable_activation_checkpointing:
+            # Every layer's input, unless it waits on the host, and one layer at a time.
+            offloaded = config.enable_activation_offloading
+            inputs = min(stack.depth, _INPUTS_ON_DEVICE) if offloaded else stack.depth
+            tensors = inputs + _KEPT_PER_LAYER
+        kept += tensors * stack.width
+    return kept
 
 
 def _bytes(model: nn.Module, trained: bool = False) -> int:
@@ -99,24 +106,29 @@ def _bytes(model: nn.Module, trained: bool = False) -> int:
     return sum(p.numel() * p.dtype.itemsize for p in kept)
 
 
-def _copies(cfg: DictConfig, student: Any, dtype: torch.dtype, shards: int) -> float:
+def _copies(config: RunConfig, student: Model, dtype: torch.dtype, shards: int) -> float:
     """Of masters in ``dtype``: a layer keeps its for the backward, unless it is checkpointed."""
-    gathered = shards > 1 and gather_dtype(student) is not None  # and counted as that
-    if compute_dtype(student) is None or gathered:
+    gathered = shards > 1 and gather_dtype(student.module) is not None  # and counted as that
+    if compute_dtype(student.module) is None or gathered:
         return 0.0
-    trained, of_layers = count_parameters(student)[1], count_parameters(student.layers)[1]
-    if cfg.enable_activation_checkpointing:
-        trained += of_layers // len(student.layers) - of_layers
+    trained, of_layers = count_parameters(student.module)[1], 0
+    if config.enable_activation_checkpointing:
+        stacks = student.stacks().values()
+        of_layers = sum(count_parameters(blocks)[1] for blocks in stacks)
+        one = max(count_parameters(blocks)[1] // len(blocks) for blocks in stacks)
+        trained += one - of_layers
     return trained * dtype.itemsize
 
 
-def _gathered(model: Any, shards: int) -> float:
+def _gathered(model: Model, shards: int) -> float:
     """Parameters that a rank holds at the peak beside its own shares."""
     if shards == 1:
         return 0.0
-    layer = count_parameters(model.layers[0])[0]
-    outside = count_parameters(model)[0] - count_parameters(model.layers)[0]
-    own = 1 / shards if gather_dtype(model) is None else 0.0  # a copy in another dtype is no share
+    stacks = model.stacks().values()
+    layer = max(count_parameters(blocks[0])[0] for blocks in stacks)
+    outside = count_parameters(model.module)[0] - count_parameters(*stacks)[0]
+    # A copy in another dtype is no share.
+    own = 1 / shards if gather_dtype(model.module) is None else 0.0
     return (1 - own) * (2 * layer + outside)
 
 
@@ -128,85 +140,45 @@ def available_memory(device: torch.device) -> float:
         return int(next(lines).split()[1]) * 1024
 
 
-def check_disk(cfg: DictConfig, student: Any, dtype: torch.dtype, output_dir: Path) -> None:
+def check_disk(config: RunConfig, student: Model, dtype: torch.dtype) -> None:
     """Make sure that the run's students and checkpoints find room.
 
     Raises:
         ValueError: If they do not.
     """
-    students = cfg.epochs + (cfg.dataset_val is not None)
-    one = 0 if cfg.save_adapter_weights_only else count_parameters(student)[0] * dtype.itemsize
-    states = (cfg.keep_last_n + 1) * _bytes(student, trained=True) * (1 + _OPTIMIZER_STATES)
-    needed = students * one + states
-    free = shutil.disk_usage(nearest_existing(output_dir)).free
+    students = config.epochs + (config.dataset_val is not None)
+    one = count_parameters(student.module)[0] * dtype.itemsize
+    kept = _bytes(student.module, trained=True) * (1 + _OPTIMIZER_STATES)
+    states = (config.keep_last_n + 1) * kept
+    needed = (0 if config.save_adapter_weights_only else students * one) + states
+    free = shutil.disk_usage(nearest_existing(Path(config.output_dir))).free
     if needed > free:
         raise ValueError(
-            f"config: output_dir {output_dir}: the run will write about {needed / _GIB:.1f} GiB, "
-            f"but {free / _GIB:.1f} GiB are free; choose another or lower epochs or keep_last_n"
+            f"config: output_dir {config.output_dir}: the run will write about "
+            f"{needed / _GIB:.1f} GiB, but {free / _GIB:.1f} GiB are free; choose another or lower "
+            "epochs or keep_last_n"
         )
 
 
-def check_length(cfg: DictConfig, student: Any, teacher: Any) -> None:
+def check_length(config: RunConfig, student: Model, teacher: Model | None) -> None:
     """Make sure that no sample can be longer than what the models take.
 
     Raises:
         ValueError: If the tokenizer lets longer ones pass.
     """
-    teachers = "tokenizer" if cfg.teacher_tokenizer is None else "teacher_tokenizer"
+    teachers = "tokenizer" if config.teacher_tokenizer is None else "teacher_tokenizer"
     models = ("model", student, "tokenizer"), ("teacher_model", teacher, teachers)
     for key, model, tokenizer in models:
-        length = OmegaConf.select(cfg, f"{tokenizer}.max_seq_len")
-        if model is not None and isinstance(length, int) and length > model.max_seq_len:
+        limit = None if model is None else model.facts.max_positions
+        length = argument(getattr(config, tokenizer), "max_seq_len")
+        if limit is not None and isinstance(length, int) and length > limit:
             raise ValueError(
                 f"config: {tokenizer}.max_seq_len is {length}, but {key} takes "
-                f"{model.max_seq_len} positions; lower it, or set {key}.max_seq_len"
+                f"{limit} positions; lower it, or set {key}.max_seq_len"
             )
 
 
-@torch.no_grad()
-def check_weights(
-    student: Any, teacher: Any, batch: dict[str, Tensor], ignore_index: int
-) -> list[str]:
-    """Warnings about models that know less than they should of a first batch.
-
-    Args:
-        student: The student, loaded.
-        teacher: The teacher, loaded; None without one.
-        batch: A micro-batch on the models' device.
-        ignore_index: Label of the positions without a target.
-    """
-    if teacher is None:
-        return []
-    batch = with_mask(batch)
-    student_ce = _cross_entropy(student, batch, ignore_index)
-    teacher_ce = _cross_entropy(teacher, of_teacher(batch), ignore_index)
-    chance = math.log(head_weight(teacher).shape[0])
-    warnings = []
-    if teacher_ce >= chance:
-        warnings.append(
-            f"the teacher's cross-entropy on the first batch is {teacher_ce:.2f}, no better than "
-            f"chance ({chance:.2f}); see whether its weights, tokenizer and prompts fit the data"
-        )
-    # With a tokenizer of its own the teacher predicts other, longer or shorter, tokens.
-    if teacher_ce > student_ce and "teacher_tokens" not in batch:
-        warnings.append(
-            f"the teacher's cross-entropy on the first batch, {teacher_ce:.2f}, is worse than "
-            f"the student's, {student_ce:.2f}; consider tuning it on the data first"
-        )
-    return warnings
-
-
-def _cross_entropy(model: nn.Module, batch: dict[str, Any], ignore_index: int) -> float:
-    was_training = model.training
-    model.eval()
-    hidden = model(batch["tokens"], mask=batch.get("mask"), input_pos=batch.get("input_pos"))
-    model.train(was_training)
-    loss = LinearKDLoss(ForwardKLLoss(ignore_index=ignore_index), ce_weight=1.0, kd_weight=0.0)
-    sums = loss(
-        hidden.flatten(0, 1),
-        head_weight(model),
-        None,
-        None,
-        batch["labels"].flatten(),
-    )
-    return (sums.ce / sums.num_tokens.clamp(min=1)).item()
+def count_parameters(*modules: nn.Module | None) -> tuple[int, int]:
+    """Number of all and of trainable parameters."""
+    parameters = [p for m in modules if m is not None for p in m.parameters()]
+    return sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if p.requires_grad)

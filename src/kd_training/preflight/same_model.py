@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-
 from hf_models import HFCheckpointer, read_config, vocabulary_mismatch
+from hf_models.model import Model
 from hf_models.vocabulary import has_tokenizer, load_tokenizer
-from kd_config.check import takes
-from kd_config.public import from_environment
+from kd_config.components import argument, takes
+from kd_config.schema import RunConfig
 
 _OUTPUT = "set checkpointer.output_dir: ${output_dir}"
 # What a config.json says about the file itself, or about running the model, not about its numbers.
@@ -18,25 +17,25 @@ _BOOKKEEPING = {"architectures", "dtype", "torch_dtype", "transformers_version",
 _PROBE = "An assignment binds a name to an object"
 
 
-def check_output(cfg: DictConfig) -> None:
+def check_output(config: RunConfig) -> None:
     """Make sure that the students will lie in the run's directory.
 
     Raises:
         ValueError: If ``checkpointer.output_dir`` is missing or another one.
     """
-    directory = cfg.checkpointer.get("output_dir")
-    if directory is None and takes(cfg.checkpointer, "output_dir"):
+    directory = argument(config.checkpointer, "output_dir")
+    if directory is None and takes(config.checkpointer, "output_dir"):
         raise ValueError(
             f"config: checkpointer.output_dir is not set, so no student could be saved; {_OUTPUT}"
         )
-    if isinstance(directory, str) and not _same(directory, cfg.output_dir):
+    if isinstance(directory, str) and not _same(directory, config.output_dir):
         raise ValueError(
-            f"config: checkpointer.output_dir is {directory}, but output_dir is {cfg.output_dir}; "
-            f"a run writes into one directory: {_OUTPUT}"
+            f"config: checkpointer.output_dir is {directory}, but output_dir is "
+            f"{config.output_dir}; a run writes into one directory: {_OUTPUT}"
         )
 
 
-def check_model_configs(cfg: DictConfig, with_teacher: bool) -> None:
+def check_model_configs(config: RunConfig, with_teacher: bool) -> None:
     """Make sure that a model is built, loaded and exported by one config.json.
 
     Raises:
@@ -45,7 +44,8 @@ def check_model_configs(cfg: DictConfig, with_teacher: bool) -> None:
     """
     for prefix in ("", "teacher_") if with_teacher else ("",):
         keys = f"{prefix}model.checkpoint_dir", f"{prefix}checkpointer.checkpoint_dir"
-        built, loaded = (OmegaConf.select(cfg, key) for key in keys)
+        nodes = (getattr(config, f"{prefix}{name}") for name in ("model", "checkpointer"))
+        built, loaded = (argument(node, "checkpoint_dir") for node in nodes)
         if not (isinstance(built, str) and isinstance(loaded, str)) or _same(built, loaded):
             continue
         if not Path(loaded, "config.json").is_file():
@@ -62,23 +62,23 @@ def check_model_configs(cfg: DictConfig, with_teacher: bool) -> None:
 
 
 def check_tokenizers(
-    cfg: DictConfig, student: Any, teacher: Any, tokenizer: Any, teacher_tokenizer: Any
+    config: RunConfig, student: Model, teacher: Model | None, tokenizer: Any, teacher_tokenizer: Any
 ) -> None:
     """Make sure that ids mean to each model what they mean to the tokenizer that it is fed by.
 
     Args:
-        cfg: The run's config.
+        config: The run's config.
         student: The student, on any device.
         teacher: The teacher; None without one.
-        tokenizer: What ``cfg.tokenizer`` builds.
-        teacher_tokenizer: What ``cfg.teacher_tokenizer`` builds; None without one.
+        tokenizer: What ``config.tokenizer`` builds.
+        teacher_tokenizer: What ``config.teacher_tokenizer`` builds; None without one.
 
     Raises:
         ValueError: If the tokenizer of a model's own directory gives an id to another token, or a
             model has no embedding for an id.
     """
     _check_tokenizer(
-        cfg,
+        config,
         ("tokenizer", tokenizer),
         ("model", student),
         "checkpointer",
@@ -95,7 +95,7 @@ def check_tokenizers(
             "teacher's and kd_loss kd_losses.ULDLoss"
         )
     _check_tokenizer(
-        cfg,
+        config,
         (key, tokenizer if teacher_tokenizer is None else teacher_tokenizer),
         ("teacher_model", teacher),
         "teacher_checkpointer",
@@ -104,16 +104,16 @@ def check_tokenizers(
 
 
 def _check_tokenizer(
-    cfg: DictConfig,
+    config: RunConfig,
     tokenizer: tuple[str, Any],
-    model: tuple[str, Any],
+    model: tuple[str, Model],
     checkpointer: str,
     remedy: str,
 ) -> None:
-    (key, built), (model_key, decoder) = tokenizer, model
-    directory = OmegaConf.select(cfg, f"{checkpointer}.checkpoint_dir")
+    (key, built), (model_key, reader) = tokenizer, model
+    directory = argument(getattr(config, checkpointer), "checkpoint_dir")
     if isinstance(directory, str) and has_tokenizer(directory):
-        ours = OmegaConf.select(cfg, f"{key}.checkpoint_dir")
+        ours = argument(getattr(config, key), "checkpoint_dir")
         if isinstance(ours, str):
             mismatch = vocabulary_mismatch(ours, directory)
         else:
@@ -122,7 +122,7 @@ def _check_tokenizer(
             raise ValueError(
                 f"config: {key} and {checkpointer}: the vocabularies disagree: {mismatch}; {remedy}"
             )
-    largest, rows = _largest_id(built), decoder.tok_embeddings.num_embeddings
+    largest, rows = _largest_id(built), reader.facts.vocabulary
     if largest >= rows:
         raise ValueError(
             f"config: {key} has ids up to {largest}, but {model_key} has embeddings for "
@@ -148,18 +148,18 @@ def _other_ids(tokenizer: Any, directory: str) -> str | None:
     return f"{_PROBE!r} is {ours} to {type(tokenizer).__name__}, and {theirs} in {directory}"
 
 
-def prepare_export(cfg: DictConfig, checkpointer: Any) -> None:
+def prepare_export(config: RunConfig, checkpointer: Any, hidden_base: bool) -> None:
     """Have the student saved with the tokenizer that it is trained with.
 
-    Its adapter does not name a base whose path is told by the environment. torchtune's own
-    checkpointers copy whatever the student's directory has.
+    Its adapter does not name a base whose path is hidden, because the environment tells it.
+    torchtune's own checkpointers copy whatever the student's directory has.
     """
     if not isinstance(checkpointer, HFCheckpointer):
         return
-    directory = OmegaConf.select(cfg, "tokenizer.checkpoint_dir")
+    directory = argument(config.tokenizer, "checkpoint_dir")
     if isinstance(directory, str):
         checkpointer.tokenizer_dir = Path(directory)
-    if from_environment(cfg, "checkpointer.checkpoint_dir"):
+    if hidden_base:
         checkpointer.base_dir = None
 
 

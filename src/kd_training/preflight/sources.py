@@ -5,26 +5,29 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
+
+from kd_config.schema import RunConfig
 
 _READ = ("model", "teacher_model", "tokenizer", "teacher_tokenizer", "checkpointer",
          "teacher_checkpointer", "dataset", "dataset_val")  # fmt: skip
 
 
-def check_sources(cfg: DictConfig, replaced: Iterable[Path]) -> None:
+def check_sources(config: RunConfig, replaced: Iterable[Path]) -> None:
     """Refuse models, tokenizers and data that lie in what the run replaces, links followed.
 
     Args:
-        cfg: The run's config.
+        config: The run's config.
         replaced: Files and folders that it will move or write over.
 
     Raises:
         ValueError: If one does; the message names its key.
     """
     endangered = {place: path for path in replaced for place in _places(path)}
-    values: Any = OmegaConf.to_container(cfg, resolve=True)
     for key in _READ:
-        for name, text in _texts(values[key], key):
+        node = getattr(config, key)
+        value = OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+        for name, text in _texts(value, key):
             places = _places(Path(text))
             inside = {p for place in places for p in (place, *place.parents)} & endangered.keys()
             if inside:

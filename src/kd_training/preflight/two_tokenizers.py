@@ -1,30 +1,28 @@
 """What goes together with a teacher whose tokenizer is not the student's."""
 
-from omegaconf import DictConfig
-
 from kd_config.dataset_nodes import is_packed
-from kd_config.values import loss_weights
-from kd_losses import KDLoss
+from kd_training.objective.parts import Parts
 
 
-def check_two_tokenizers(cfg: DictConfig, kd_loss: KDLoss | None) -> None:
+def check_two_tokenizers(parts: Parts) -> None:
     """Check that ``teacher_tokenizer`` fits the parts of the loss and the data.
 
     Raises:
         ValueError: If a part compares tokens or positions that only one tokenizer has.
     """
-    if cfg.teacher_tokenizer is None:
+    config, weights = parts.config, parts.weights
+    if config.teacher_tokenizer is None:
         return
-    weights = loss_weights(cfg)
-    if weights.kd > 0 and kd_loss is not None and kd_loss.shares_vocabulary:
+    kd_loss = parts.divergence("kd_loss")
+    if weights["kd"] > 0 and kd_loss is not None and kd_loss.shares_vocabulary:
         raise ValueError(
             f"config: kd_loss: {type(kd_loss).__name__} compares token by token, but "
             "teacher_tokenizer gives the teacher tokens of its own; use kd_losses.ULDLoss"
         )
     fits = {
-        "layer_mapping": ("none", weights.ir == 0),
-        "token_scope.kd": ("labels", cfg.token_scope.kd == "labels"),
-        "prompt_kd_loss": ("null", cfg.prompt_kd_loss is None),
+        "layer_mapping": ("none", weights["ir"] == 0),
+        "token_scope.kd": ("labels", config.token_scope.kd == "labels"),
+        "prompt_kd_loss": ("null", config.prompt_kd_loss is None),
     }
     for key, (needed, fit) in fits.items():
         if not fit:
@@ -33,7 +31,7 @@ def check_two_tokenizers(cfg: DictConfig, kd_loss: KDLoss | None) -> None:
                 "two tokenizers have counterparts, where they end at the same character"
             )
     for key in ("dataset", "dataset_val"):
-        if is_packed(cfg[key]):
+        if is_packed(getattr(config, key)):
             raise ValueError(
                 f"config: {key}.packed must be false with teacher_tokenizer: the two tokenizers "
                 "would pack other samples together"

@@ -1,13 +1,18 @@
-"""Samples to a batch. The only place where labels are shifted."""
+"""Samples to a batch, a function for each task. The only place where labels are shifted."""
 
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from kd_data.two_tokenizers import collate_pairs
+from kd_data.batch import DECODER, LOGITS, Batch, TeacherInputs
+from kd_data.two_tokenizers import UNPAIRED
+
+_KEY_BYTES = 16
 
 
 def collate(
@@ -15,8 +20,8 @@ def collate(
     pad_id: int,
     ignore_index: int = -100,
     teacher_pad_id: int = 0,
-) -> dict[str, Tensor]:
-    """Pad samples on the right and shift their labels by one.
+) -> Batch:
+    """A causal language model's batch: samples padded on the right, labels shifted by one.
 
     Args:
         samples: torchtune samples: ``tokens`` and unshifted ``labels``, lists or tensors of one
@@ -27,22 +32,45 @@ def collate(
         teacher_pad_id: The same as ``pad_id`` for samples of `TwoTokenizers`.
 
     Returns:
-        B samples, S the longest sample's length:
-
-        - ``tokens`` [B, S] int64.
-        - ``labels`` [B, S] int64: the target of each position, which is the sample's *next* label,
-          or ``ignore_index`` where there is none or the next token begins another document.
-        - ``valid`` [B, S] bool: real tokens, not padding.
-        - ``documents`` [B, S] int64: which document a position belongs to, counted from 0 over the
-          whole batch; -1 for padding.
-        - ``input_pos`` [B, S], for packed samples: each position's place in its document. The
-          attention mask is left to `with_mask`: it grows with S².
-        - ``teacher_tokens`` and ``teacher_labels`` [B, T], ``matched`` and ``teacher_index``
-          [B, S], for samples of `TwoTokenizers`: see `collate_pairs`.
+        B samples, S the longest sample's length. A position's target is the sample's *next* label;
+        there is none where the next token begins another document. Its ``inputs`` are ``tokens``
+        [B, S] int64 and, for packed samples, ``input_pos`` (a position's place in its document) and
+        ``documents``, of which the model makes its attention mask: that grows with S².
 
     Raises:
         ValueError: If a sample has not one label for each token.
     """
+    batch = _padded(samples, pad_id, ignore_index)
+    tokens, labels, valid = batch["tokens"], batch["labels"], batch["valid"]
+    documents = batch["documents"]
+    inputs = {"tokens": tokens}
+    if "input_pos" in batch:
+        inputs |= {"input_pos": batch["input_pos"], "documents": documents}
+    labelled = labels != ignore_index
+    scopes = {"labels": labelled, "all": valid, "prompt": valid & ~labelled}
+    keyed, of_keyed, teacher = tokens, documents, None
+    if "teacher_tokens" in samples[0]:
+        views = [{k: s[f"teacher_{k}"] for k in ("tokens", "labels")} for s in samples]
+        own = _padded(views, teacher_pad_id, ignore_index)
+        rows = [torch.as_tensor(s["teacher_index"], dtype=torch.long) for s in samples]
+        index = pad_sequence(rows, batch_first=True, padding_value=UNPAIRED)
+        teacher = TeacherInputs({"tokens": own["tokens"]}, own["labels"], index.clamp(min=0))
+        scopes["matched"] = (index != UNPAIRED) & (documents >= 0)
+        keyed, of_keyed = own["tokens"], own["documents"]
+    return Batch(
+        inputs,
+        labels,
+        {name: {LOGITS: mask, DECODER: mask} for name, mask in scopes.items()},
+        {LOGITS: documents, DECODER: documents},
+        _keys(keyed, of_keyed),
+        teacher,
+    )
+
+
+def _padded(
+    samples: Sequence[Mapping[str, Any]], pad_id: int, ignore_index: int
+) -> dict[str, Tensor]:
+    """``tokens``, shifted ``labels``, ``valid``, ``documents``; of packs ``input_pos`` too."""
     tokens = [torch.as_tensor(sample["tokens"], dtype=torch.long) for sample in samples]
     labels = [torch.as_tensor(sample["labels"], dtype=torch.long) for sample in samples]
     for token, label in zip(tokens, labels, strict=True):
@@ -65,13 +93,18 @@ def collate(
     batch["valid"] &= ~blank[:, None]
     batch["documents"] = batch["documents"].masked_fill(~batch["valid"], -1)
     batch["labels"].masked_fill_(blank[:, None], ignore_index)
-    if "teacher_tokens" in samples[0]:
-        views = [{k: s[f"teacher_{k}"] for k in ("tokens", "labels")} for s in samples]
-        teacher = collate(views, teacher_pad_id, ignore_index)
-        batch |= {f"teacher_{name}": teacher[name] for name in ("tokens", "labels")}
-        batch |= collate_pairs(samples)
-        batch["matched"] &= ~blank[:, None]
     return batch
+
+
+def _keys(tokens: Tensor, documents: Tensor) -> Tensor:
+    """A hash of each document's tokens; 0 for a number that no position has."""
+    keys = torch.zeros(int(documents.max()) + 1, _KEY_BYTES // 8, dtype=torch.int64)
+    for number in documents.unique().tolist():
+        if number >= 0:
+            text = tokens[documents == number].numpy().tobytes()
+            digest = blake2b(text, digest_size=_KEY_BYTES).digest()
+            keys[number] = torch.from_numpy(np.frombuffer(digest, np.int64).copy())
+    return keys
 
 
 def _separate_documents(

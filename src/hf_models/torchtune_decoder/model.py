@@ -1,0 +1,111 @@
+"""A torchtune decoder as a model to distil with."""
+
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_models.model import ModelFacts, Sampling, Stack, View
+from hf_models.torchtune_decoder.attention_mask import with_mask
+from hf_models.torchtune_decoder.generate import generate
+from hf_models.torchtune_decoder.lora import head_weight
+from kd_losses import Head
+from layer_mapping import LayerTaps, Tap
+
+STACK = "decoder"
+
+
+class DecoderModel:
+    """A decoder of our builders or torchtune's; see the protocol `hf_models.model.Model`.
+
+    Args:
+        module: The decoder, on any device.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        embeddings = module.tok_embeddings
+        self.facts = ModelFacts(
+            task="causal_lm",
+            vocabulary=embeddings.num_embeddings,
+            max_positions=module.max_seq_len,
+            stacks={STACK: Stack(len(module.layers), embeddings.embedding_dim)},
+        )
+
+    def view(
+        self, inputs: Mapping[str, Tensor], taps: Collection[Tap] = (), logits: bool = True
+    ) -> View:
+        """The final norm's output, and the tapped layers'.
+
+        Args:
+            inputs: ``tokens`` [B, S]; for packed rows also ``input_pos`` and ``documents`` [B, S].
+            taps: ``("decoder", layer)``.
+            logits: Whether the hidden states are needed; without, layers above the taps stay out.
+        """
+        given = with_mask(inputs)
+        tokens = given.pop("tokens")
+        # A view without taps sets no hooks: they would cost a compiled layer its graph.
+        if not taps:
+            with _without_head(self.module):
+                return View(self.module(tokens, **given), {})
+        recorder = LayerTaps(self.module, taps, truncate=not logits, stacks=self.stacks)
+        with recorder, _without_head(self.module):
+            hidden = self.module(tokens, **given)
+        outputs = dict(recorder.outputs)
+        recorder.clear()
+        return View(hidden, outputs)
+
+    def head(self) -> Head:
+        """The output layer's weight, LoRA included."""
+        return Head(head_weight(self.module))
+
+    def stacks(self) -> dict[str, nn.ModuleList]:
+        """Its only stack."""
+        return {STACK: self.module.layers}
+
+    def head_modules(self) -> list[nn.Module]:
+        """The decoder, which gathers its head, and the embeddings that the head may be tied to."""
+        tied = getattr(self.module.output, "tied_module", None)
+        return [self.module] if tied is None else [self.module, tied]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: list[Tensor],
+        sampling: Sampling,
+        stop_ids: Collection[int],
+        seeds: list[int] | None = None,
+    ) -> list[Tensor]:
+        """See the protocol; the adapter takes part, dropout does not.
+
+        Raises:
+            ValueError: If a prompt is empty, or does not fit with its completion.
+        """
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            with _without_head(self.module):
+                return generate(self.module, self.head(), prompts, sampling, stop_ids, seeds)
+        finally:
+            self.module.train(was_training)
+
+
+@contextmanager
+def _without_head(module: Any) -> Iterator[None]:
+    """While it lasts, the decoder's forward ends with its final norm.
+
+    What reads the hidden states applies the head itself, a few rows at a time. The forward must be
+    the module's own, because sharding, checkpointing and offloading hook into it.
+    """
+    norm = module.norm
+
+    def stop_at_norm(hidden: Tensor) -> Tensor:
+        return norm(hidden)
+
+    module.unembed = stop_at_norm
+    try:
+        yield
+    finally:
+        del module.unembed

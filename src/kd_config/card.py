@@ -1,0 +1,96 @@
+"""What a student's model card says of the config that made it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from kd_config.public import environment_unresolved, public_config
+from kd_config.wording import component_text, mapping_text, model_directory
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Words about a config for everybody: a directory is named by its last part.
+
+    What comes from the environment stays unresolved, values of keys such as ``token`` and absolute
+    paths are left out, because a card is what gets uploaded.
+
+    Attributes:
+        name: The student's.
+        output_dir: As the config writes it.
+        base: The student's directory as it is written; None if it has none.
+        teacher: The teacher's name; None without one.
+        method: What is trained, and how it is merged.
+        optimizer: The optimizer and its arguments.
+        precision: The dtype that is computed in.
+        batch: Size of a step on each device.
+        mapping: How layers are matched.
+        components: Key → the component that it names, with its arguments.
+        data: (what for, dataset), one for each.
+        config: All of it as YAML.
+    """
+
+    name: str
+    output_dir: str
+    base: str | None
+    teacher: str | None
+    method: str
+    optimizer: str
+    precision: str
+    batch: str
+    mapping: str
+    components: dict[str, str]
+    data: list[tuple[str, str]]
+    config: str
+
+
+def card_facts(cfg: DictConfig, with_teacher: bool = True) -> CardFacts:
+    """The facts of a config, resolved or not; of the teacher if the run has one in use."""
+    with environment_unresolved():
+        public = public_config(cfg)
+        teacher = model_directory(public, "teacher_") if with_teacher else None
+        rank = OmegaConf.select(public, "model.lora_rank")
+        kind = "DoRA" if public.model.get("use_dora") else "LoRA"
+        return CardFacts(
+            name=last_part(public.output_dir),
+            output_dir=str(public.output_dir),
+            base=model_directory(public),
+            teacher=teacher and last_part(teacher),
+            method=f"{kind} of rank {rank}, merged" if rank else "all weights",
+            optimizer=component_text(public.optimizer),
+            precision=_precision(public, rank),
+            batch=f"{public.batch_size} x {public.gradient_accumulation_steps}",
+            mapping=mapping_text(public.layer_mapping),
+            components=_components(public),
+            data=_data(public),
+            config=OmegaConf.to_yaml(public),
+        )
+
+
+def last_part(path: str) -> str:
+    """The last part of a path; all of it where that is part of an interpolation."""
+    name = Path(path).name
+    return path if "}" in name or "${" in name else name
+
+
+def _precision(cfg: DictConfig, rank: int | None) -> str:
+    rounded = cfg.optimizer.get("bf16_stochastic_round") and not rank
+    return cfg.dtype if cfg.dtype == "fp32" or rounded else f"{cfg.dtype} with fp32 updates"
+
+
+def _components(cfg: DictConfig) -> dict[str, str]:
+    nodes: dict[str, Any] = {str(key): cfg[key] for key in cfg}
+    nodes |= {f"terms.{name}": node for name, node in (cfg.get("terms") or {}).items()}
+    named = {key: node for key, node in nodes.items() if isinstance(node, DictConfig)}
+    return {key: component_text(node) for key, node in named.items() if "_component_" in node}
+
+
+def _data(cfg: DictConfig) -> list[tuple[str, str]]:
+    found = []
+    for key, purpose in (("dataset", "training"), ("dataset_val", "validation")):
+        node = cfg.get(key)
+        nodes = list(node) if isinstance(node, ListConfig) else [node]
+        found += [(purpose, component_text(one)) for one in nodes if one is not None]
+    return found

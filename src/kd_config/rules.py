@@ -1,0 +1,73 @@
+"""What keys must be together."""
+
+from kd_config.components import argument, nearest
+from kd_config.dataset_nodes import is_packed
+from kd_config.schema import RunConfig, Scales
+from kd_config.weights import loss_weights, needs_teacher
+
+# What the log has besides the terms, and so no name of a term of one's own.
+_TAKEN = ("total", "lr", "grad_norm", "tokens_per_second", "num_tokens", "skipped_steps",
+          "peak_memory_gib", "agreement", "prompt_kd", *Scales.model_fields)  # fmt: skip
+
+
+def check_rules(config: RunConfig) -> None:
+    """Check what types and ranges alone do not say.
+
+    Raises:
+        ValueError: If keys do not go together.
+    """
+    chunks = argument(config.loss, "num_output_chunks")
+    if chunks is not None and not (isinstance(chunks, int) and chunks >= 1):
+        raise ValueError(f"config: loss.num_output_chunks is {chunks!r}; it must be at least 1")
+    _check_terms(config)
+    weights = loss_weights(config)
+    if not any(weights.values()):
+        raise ValueError("config: kd_ratio, loss_scaling: every part has the weight 0: no loss")
+    if needs_teacher(config):
+        for key in ("teacher_model", "teacher_checkpointer", "kd_loss"):
+            needed = key != "kd_loss" or weights["kd"] > 0
+            if getattr(config, key) is None and needed:
+                raise ValueError(
+                    f"config: {key} must be set (or give kd and ir the weight 0 and leave out "
+                    "log_agreement)"
+                )
+    if config.layer_mapping == [] and weights["ir"] > 0:
+        raise ValueError("config: layer_mapping names no pair; name some, or set it to none")
+    if config.run_val_every_n_steps is not None and config.dataset_val is None:
+        raise ValueError("config: run_val_every_n_steps is set, but there is no dataset_val")
+    _check_grouping(config)
+
+
+def _check_terms(config: RunConfig) -> None:
+    for name in config.terms:
+        if name in _TAKEN or not name.isidentifier():
+            raise ValueError(
+                f"config: terms.{name}: the name is taken or no plain word; give it another"
+            )
+    scaling = config.loss_scaling
+    sections = {"manual_scales": scaling.manual_scales}
+    if scaling.dynamic is not None:
+        sections["dynamic.shares"] = scaling.dynamic.shares
+    valid = [*Scales.model_fields, *config.terms]
+    for section, scales in sections.items():
+        for name in scales.by_name():
+            if name not in valid:
+                raise ValueError(
+                    f"config: loss_scaling.{section}.{name} is no key of a run"
+                    f"{nearest(name, valid)}"
+                )
+
+
+def _check_grouping(config: RunConfig) -> None:
+    """``group_by_length`` must go together with the order and the data."""
+    if not config.group_by_length:
+        return
+    if not config.shuffle:
+        raise ValueError(
+            "config: group_by_length draws the order of the samples, so shuffle must be true"
+        )
+    if is_packed(config.dataset):
+        raise ValueError(
+            "config: group_by_length: dataset is packed, so all of its rows have one length; "
+            "leave out one of the two"
+        )

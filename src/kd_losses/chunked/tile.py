@@ -1,0 +1,101 @@
+"""Sums and logit gradient of one tile: a block of rows small enough to stay in cache.
+
+Shape suffixes: R rows of the tile, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kd_losses.chunked.terms import RowTerm
+from kd_losses.divergences.distribution import DistributionLoss, log_softmax_backward_
+from kd_losses.functional import at_target
+
+
+class Weighted(NamedTuple):
+    """A term with its place among the sums and its weight."""
+
+    place: int
+    term: RowTerm
+    weight: float
+
+
+class Tile(NamedTuple):
+    """Rows: the student's logits ``[R, V]``, the teacher's or ``None``, and labels ``[R]``."""
+
+    student: Tensor
+    teacher: Tensor | None
+    labels: Tensor
+
+
+def add_sums(sums: list[Tensor], terms: Sequence[Weighted], tile: Tile) -> None:
+    """Add every term's sum over the tile."""
+    for place, term, _ in terms:
+        sums[place] += term.per_token(*tile).sum()
+
+
+def add_sums_and_grad_(sums: list[Tensor], terms: Sequence[Weighted], tile: Tile) -> Tensor:
+    """Add every term's sum, and return the weighted gradient ``[R, V]``; overwrites the logits."""
+    add_sums(sums, [one for one in terms if one.term.observed], tile)
+    trained = [one for one in terms if not one.term.observed]
+    labelled = next((one for one in trained if one.term.on_labels), None)
+    soft = [one for one in trained if not one.term.on_labels]
+    shared = soft[0].term.distribution if len(soft) == 1 else None
+    if labelled is not None and isinstance(shared, DistributionLoss):
+        return _shared_softmax_(sums, labelled, soft[0], shared, tile)
+
+    q_RV = None
+    if labelled is not None:
+        nll, q_RV = _nll_and_probs(tile.student, tile.labels)
+        sums[labelled.place] += nll
+    grad = _soft_grad_(sums, soft, tile)
+    if labelled is None or q_RV is None:
+        return tile.student.zero_() if grad is None else grad
+    weight = labelled.weight
+    grad = q_RV.mul_(weight) if grad is None else grad.add_(q_RV, alpha=weight)
+    return _add_at_labels_(grad, tile.labels, -weight)
+
+
+def _shared_softmax_(
+    sums: list[Tensor], labelled: Weighted, soft: Weighted, loss: DistributionLoss, tile: Tile
+) -> Tensor:
+    """Cross-entropy and a divergence of the same log q: one softmax and its backward serve both."""
+    assert tile.teacher is not None
+    log_p, log_q = tile.teacher.log_softmax(-1), tile.student.log_softmax(-1)
+    sums[labelled.place] += -at_target(log_q, tile.labels).sum()
+    value, slope = loss.divergence_and_slope(log_p, log_q, soft.weight)
+    _add_at_labels_(slope, tile.labels, -labelled.weight)
+    sums[soft.place] += value.sum()
+    return log_softmax_backward_(slope, log_q, out=tile.student)
+
+
+def _soft_grad_(sums: list[Tensor], soft: Sequence[Weighted], tile: Tile) -> Tensor | None:
+    """The gradient of the terms beside the cross-entropy; None if there is none."""
+    grad = None
+    for number, (place, term, weight) in enumerate(soft, start=1):
+        # Each may overwrite what it is given; the last one gets the tile's own memory.
+        given = tile if number == len(soft) else _copy(tile)
+        value, one = term.per_token_and_grad(*given, weight)
+        sums[place] += value.sum()
+        grad = one if grad is None else grad.add_(one)
+    return grad
+
+
+def _copy(tile: Tile) -> Tile:
+    teacher = None if tile.teacher is None else tile.teacher.clone()
+    return Tile(tile.student.clone(), teacher, tile.labels)
+
+
+def _nll_and_probs(student_RV: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the summed cross-entropy, and the student's probabilities: its gradient but for −1."""
+    q_RV = torch.softmax(student_RV, dim=-1)
+    # The largest logit and the largest probability, at least 1/V, give the logsumexp without a pass
+    # for the exponential of log q.
+    logsumexp = student_RV.amax(-1) - q_RV.amax(-1).log()
+    return (logsumexp - at_target(student_RV, labels)).sum(), q_RV
+
+
+def _add_at_labels_(x_RV: Tensor, labels: Tensor, value: float) -> Tensor:
+    return x_RV.scatter_(-1, labels.unsqueeze(-1), value, reduce="add")

@@ -1,0 +1,57 @@
+"""Whether loaded weights make sense, on a first batch."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hf_models.model import Model
+from kd_data import Batch
+from kd_losses import CrossEntropy, Projected, Scoped, chunked_sums
+
+
+@torch.no_grad()
+def check_weights(
+    student: Model, teacher: Model | None, batch: Batch, ignore_index: int
+) -> list[str]:
+    """Warnings about models that know less than they should of a first batch.
+
+    Args:
+        student: The student, loaded.
+        teacher: The teacher, loaded; None without one.
+        batch: A micro-batch on the models' device.
+        ignore_index: Label of the positions without a target.
+    """
+    if teacher is None:
+        return []
+    student_ce = _cross_entropy(student, batch.inputs, batch.labels, ignore_index)
+    labels = batch.labels if batch.teacher is None else batch.teacher.labels
+    teacher_ce = _cross_entropy(teacher, batch.teacher_inputs(), labels, ignore_index)
+    chance = math.log(teacher.head().weight.shape[0])
+    warnings = []
+    if teacher_ce >= chance:
+        warnings.append(
+            f"the teacher's cross-entropy on the first batch is {teacher_ce:.2f}, no better than "
+            f"chance ({chance:.2f}); see whether its weights, tokenizer and prompts fit the data"
+        )
+    # With a tokenizer of its own the teacher predicts other, longer or shorter, tokens.
+    if teacher_ce > student_ce and batch.teacher is None:
+        warnings.append(
+            f"the teacher's cross-entropy on the first batch, {teacher_ce:.2f}, is worse than "
+            f"the student's, {student_ce:.2f}; consider tuning it on the data first"
+        )
+    return warnings
+
+
+def _cross_entropy(
+    model: Model, inputs: Mapping[str, Tensor], labels: Tensor, ignore_index: int
+) -> float:
+    was_training = model.module.training
+    model.module.eval()
+    hidden = model.view(inputs).hidden.flatten(0, 1)
+    model.module.train(was_training)
+    labels = labels.flatten()
+    term = Scoped(CrossEntropy(), labels != ignore_index, 1.0)
+    sums = chunked_sums(Projected(hidden, model.head()), None, labels, [term])
+    return (sums.sums[0] / term.mask.sum().clamp(min=1)).item()
