@@ -3,8 +3,8 @@
 Shapes: B samples, S positions of the student, T of a teacher with a tokenizer of its own, D width.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +29,12 @@ class TeacherInputs:
     labels: Tensor
     index: Tensor
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> "TeacherInputs":
+        """With each tensor replaced by its ``function``."""
+        return TeacherInputs(
+            _map(self.inputs, function), function(self.labels), function(self.index)
+        )
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -38,8 +44,8 @@ class Batch:
         inputs: The student's own keyword arguments, such as ``tokens`` [B, S].
         labels: [B, S], the target of each position of the logits, or the ignored index.
         scopes: Scope → place → bool mask of the positions that count there. Scopes are ``labels``
-            (with a target), ``all`` (no padding), ``prompt`` (neither) and, with two tokenizers,
-            ``matched``; places are ``logits`` and the stacks.
+            (with a target), ``all`` (no padding), ``prompt`` (no padding, no target) and, with two
+            tokenizers, ``matched``; places are ``logits`` and the stacks.
         documents: Place → [B, S] int64, the number of the document that a position belongs to,
             counted from 0 over the batch; -1 for padding.
         sample_keys: [documents, 2] int64, a hash of the tokens that the teacher reads of each.
@@ -54,7 +60,7 @@ class Batch:
     teacher: TeacherInputs | None = None
 
     def teacher_inputs(self) -> Mapping[str, Tensor]:
-        """The teacher's keyword arguments."""
+        """The teacher's keyword arguments: the student's own, unless it has another tokenizer."""
         return self.inputs if self.teacher is None else self.teacher.inputs
 
     def at_student_positions(self, hidden: Tensor) -> Tensor:
@@ -63,40 +69,45 @@ class Batch:
             return hidden
         return torch.take_along_dim(hidden, self.teacher.index.unsqueeze(-1), dim=1)
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """With each tensor replaced by its ``function``; what was one tensor remains one."""
+        known: dict[int, Tensor] = {}
+
+        def once(tensor: Tensor) -> Tensor:
+            if id(tensor) not in known:
+                known[id(tensor)] = function(tensor)
+            return known[id(tensor)]
+
+        return Batch(
+            _map(self.inputs, once),
+            once(self.labels),
+            _map(self.scopes, once),
+            _map(self.documents, once),
+            once(self.sample_keys),
+            None if self.teacher is None else self.teacher.map(once),
+        )
+
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device. A GPU fetches it from pinned memory; nobody waits for that."""
-        moved: dict[int, Tensor] = {}  # a mask that stands at two places moves once
-
-        def move(tensor: Tensor) -> Tensor:
-            if id(tensor) not in moved:
-                moved[id(tensor)] = (
-                    tensor.pin_memory().to(device, non_blocking=True)
-                    if device.type == "cuda"
-                    else tensor.to(device)
-                )
-            return moved[id(tensor)]
-
-        fields = {name: _map(getattr(self, name), move) for name in _TENSORS}
-        if self.teacher is not None:
-            own = {name: _map(value, move) for name, value in vars(self.teacher).items()}
-            fields["teacher"] = TeacherInputs(**own)
-        return replace(self, **fields)
+        if device.type == "cuda":
+            return self.map(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+        return self.map(lambda tensor: tensor.to(device))
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that the models read and learn from, by name."""
+        """Every tensor by a name such as ``scopes.labels.logits``; one at two places only once."""
         named = {**self.inputs, "labels": self.labels}
         for scope, places in self.scopes.items():
             named |= {f"scopes.{scope}.{place}": mask for place, mask in places.items()}
+        named |= {f"documents.{place}": numbers for place, numbers in self.documents.items()}
+        named["sample_keys"] = self.sample_keys
         if self.teacher is not None:
             named |= {f"teacher.{name}": tensor for name, tensor in self.teacher.inputs.items()}
             named |= {"teacher.labels": self.teacher.labels, "teacher.index": self.teacher.index}
-        return named
+        first = {id(tensor): name for name, tensor in reversed(named.items())}
+        return {name: tensor for name, tensor in named.items() if first[id(tensor)] == name}
 
 
-_TENSORS = ("inputs", "labels", "scopes", "documents", "sample_keys")
-
-
-def _map(value: Any, function: Any) -> Any:
+def _map(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Mapping):
         return {name: _map(one, function) for name, one in value.items()}
     return function(value)

@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import islice
 from typing import Any, Protocol
 
@@ -83,12 +84,9 @@ class DatasetSource:
         sampler: Any = self.loader.sampler
         assert isinstance(sampler, EpochSampler)
         sampler.start(epoch, first * self._per_step)
-        remaining = batches(self.loader)
-        for _ in range(first, self.steps_per_epoch):
-            group = list(islice(remaining, self._accumulation))
-            if len(group) < self._accumulation:
-                return
-            yield group
+        with closing(batches(self.loader)) as remaining:
+            for _ in range(first, self.steps_per_epoch):
+                yield list(islice(remaining, self._accumulation))
 
     def first_batch(self) -> Batch:
         """The dataset's first samples."""

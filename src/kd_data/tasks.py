@@ -1,8 +1,12 @@
-"""Samples to a batch, a function for each task. The only place where labels are shifted."""
+"""Samples to a batch, a function for each task. The only place where labels are shifted.
+
+Shapes: B samples, S the longest one's length.
+"""
 
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,97 +36,89 @@ def collate(
         teacher_pad_id: The same as ``pad_id`` for samples of `TwoTokenizers`.
 
     Returns:
-        B samples, S the longest sample's length. A position's target is the sample's *next* label;
-        there is none where the next token begins another document. Its ``inputs`` are ``tokens``
-        [B, S] int64 and, for packed samples, ``input_pos`` (a position's place in its document) and
-        ``documents``, of which the model makes its attention mask: that grows with S².
+        A position's target is the sample's *next* label; there is none where the next token begins
+        another document. ``inputs`` are ``tokens`` [B, S] int64 and, of packed samples,
+        ``input_pos`` (a position's place in its document) and ``documents``, of which a model makes
+        its attention mask: that grows with S².
 
     Raises:
         ValueError: If a sample has not one label for each token.
     """
-    batch = _padded(samples, pad_id, ignore_index)
-    tokens, labels, valid = batch["tokens"], batch["labels"], batch["valid"]
-    documents = batch["documents"]
-    inputs = {"tokens": tokens}
-    if "input_pos" in batch:
-        inputs |= {"input_pos": batch["input_pos"], "documents": documents}
-    labelled = labels != ignore_index
+    own = read = _rows(samples, pad_id, ignore_index)
+    inputs = {"tokens": own.tokens}
+    if "input_pos" in samples[0]:
+        input_pos = torch.stack([torch.as_tensor(sample["input_pos"]) for sample in samples])
+        inputs |= {"input_pos": input_pos, "documents": own.documents}
+    valid, labelled = own.documents >= 0, own.labels != ignore_index
     scopes = {"labels": labelled, "all": valid, "prompt": valid & ~labelled}
-    keyed, of_keyed, teacher = tokens, documents, None
+    teacher = None
     if "teacher_tokens" in samples[0]:
-        views = [{k: s[f"teacher_{k}"] for k in ("tokens", "labels")} for s in samples]
-        own = _padded(views, teacher_pad_id, ignore_index)
-        rows = [torch.as_tensor(s["teacher_index"], dtype=torch.long) for s in samples]
-        index = pad_sequence(rows, batch_first=True, padding_value=UNPAIRED)
-        teacher = TeacherInputs({"tokens": own["tokens"]}, own["labels"], index.clamp(min=0))
-        scopes["matched"] = (index != UNPAIRED) & (documents >= 0)
-        keyed, of_keyed = own["tokens"], own["documents"]
+        read = _rows([_of_teacher(sample) for sample in samples], teacher_pad_id, ignore_index)
+        met = [torch.as_tensor(s["teacher_index"], dtype=torch.long) for s in samples]
+        index = pad_sequence(met, batch_first=True, padding_value=UNPAIRED)
+        scopes["matched"] = valid & (index != UNPAIRED)
+        teacher = TeacherInputs({"tokens": read.tokens}, read.labels, index.clamp(min=0))
     return Batch(
         inputs,
-        labels,
-        {name: {LOGITS: mask, DECODER: mask} for name, mask in scopes.items()},
-        {LOGITS: documents, DECODER: documents},
-        _keys(keyed, of_keyed),
+        own.labels,
+        {scope: {LOGITS: mask, DECODER: mask} for scope, mask in scopes.items()},
+        {LOGITS: own.documents, DECODER: own.documents},
+        read.keys,
         teacher,
     )
 
 
-def _padded(
-    samples: Sequence[Mapping[str, Any]], pad_id: int, ignore_index: int
-) -> dict[str, Tensor]:
-    """``tokens``, shifted ``labels``, ``valid``, ``documents``; of packs ``input_pos`` too."""
+class _Rows(NamedTuple):
+    """Samples below one another: ``tokens``, shifted ``labels`` and ``documents``, each [B, S]."""
+
+    tokens: Tensor
+    labels: Tensor
+    documents: Tensor
+    keys: Tensor  # [documents, 2]
+
+
+def _rows(samples: Sequence[Mapping[str, Any]], pad_id: int, ignore_index: int) -> _Rows:
     tokens = [torch.as_tensor(sample["tokens"], dtype=torch.long) for sample in samples]
     labels = [torch.as_tensor(sample["labels"], dtype=torch.long) for sample in samples]
     for token, label in zip(tokens, labels, strict=True):
         if len(token) != len(label):
             raise ValueError(f"a sample has {len(token)} tokens but {len(label)} labels")
-    targets = [label.roll(-1) for label in labels]
-    for target in targets:
-        target[-1:] = ignore_index
-    batch = {
-        "tokens": pad_sequence(tokens, batch_first=True, padding_value=pad_id),
-        "labels": pad_sequence(targets, batch_first=True, padding_value=ignore_index),
-    }
-    if "seq_lens" in samples[0]:
-        batch = _separate_documents(batch, samples, ignore_index)
-    else:
-        lengths = torch.tensor([len(token) for token in tokens])
-        batch["valid"] = torch.arange(batch["tokens"].shape[1]) < lengths[:, None]
-        batch["documents"] = torch.arange(len(samples))[:, None].expand_as(batch["valid"])
-    blank = torch.tensor([bool(sample.get("blank")) for sample in samples])
-    batch["valid"] &= ~blank[:, None]
-    batch["documents"] = batch["documents"].masked_fill(~batch["valid"], -1)
-    batch["labels"].masked_fill_(blank[:, None], ignore_index)
-    return batch
+    padded = pad_sequence(tokens, batch_first=True, padding_value=pad_id)
+    targets = pad_sequence(labels, batch_first=True, padding_value=ignore_index).roll(-1, dims=1)
+    documents = torch.full_like(padded, -1)
+    keys: list[list[int]] = []
+    for row, sample in enumerate(samples):
+        for start, stop in _documents(sample):
+            targets[row, start:stop][-1:] = ignore_index
+            documents[row, start:stop] = len(keys)
+            keys.append(_key(padded[row, start:stop]))
+    targets[documents < 0] = ignore_index
+    return _Rows(padded, targets, documents, torch.tensor(keys, dtype=torch.long).view(-1, 2))
 
 
-def _keys(tokens: Tensor, documents: Tensor) -> Tensor:
-    """A hash of each document's tokens; 0 for a number that no position has."""
-    keys = torch.zeros(int(documents.max()) + 1, _KEY_BYTES // 8, dtype=torch.int64)
-    for number in documents.unique().tolist():
-        if number >= 0:
-            text = tokens[documents == number].numpy().tobytes()
-            digest = blake2b(text, digest_size=_KEY_BYTES).digest()
-            keys[number] = torch.from_numpy(np.frombuffer(digest, np.int64).copy())
-    return keys
+def _documents(sample: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Where each document of a sample begins and ends: one, those of a pack, or none if blank."""
+    if sample.get("blank"):
+        return []
+    if "seq_lens" not in sample:
+        return [(0, len(sample["tokens"]))]
+    ends = torch.as_tensor(sample["seq_lens"]).cumsum(0).tolist()
+    found = list(pairwise([0, *ends]))
+    start, stop = found[-1]
+    # torchtune counts a pack's padding as one more document, whose positions go on from the last
+    # real one; a real document after the first always begins at position 0.
+    if start > 0 and start < stop and sample["input_pos"][start] != 0:
+        found.pop()
+    return found
 
 
-def _separate_documents(
-    batch: dict[str, Tensor], samples: Sequence[Mapping[str, Any]], ignore_index: int
-) -> dict[str, Tensor]:
-    seq_lens = [torch.as_tensor(sample["seq_lens"]) for sample in samples]
-    input_pos = torch.stack([torch.as_tensor(sample["input_pos"]) for sample in samples])
-    valid = torch.ones_like(batch["tokens"], dtype=torch.bool)
-    documents = torch.empty_like(batch["tokens"])
-    first = 0
-    for row, lengths in enumerate(seq_lens):
-        starts = lengths.cumsum(0) - lengths
-        numbers = torch.arange(first, first + len(lengths))
-        documents[row] = numbers.repeat_interleave(lengths)
-        first += len(lengths)
-        batch["labels"][row, starts[1:] - 1] = ignore_index
-        # torchtune counts a pack's padding as one more document, whose positions go on from the
-        # last real one; a real document after the first always begins at position 0.
-        if len(starts) > 1 and input_pos[row, starts[-1]] != 0:
-            valid[row, starts[-1] :] = False
-    return batch | {"valid": valid, "documents": documents, "input_pos": input_pos}
+def _key(tokens: Tensor) -> list[int]:
+    """128 bits of BLAKE2b as two int64, the same on every machine."""
+    text = tokens.numpy().astype("<i8").tobytes()
+    return np.frombuffer(blake2b(text, digest_size=_KEY_BYTES).digest(), "<i8").tolist()
+
+
+def _of_teacher(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """The sample that a teacher with a tokenizer of its own reads."""
+    own = {name: sample[f"teacher_{name}"] for name in ("tokens", "labels")}
+    return own | {"blank": sample.get("blank")}

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from threading import Thread
 from typing import Any
 
@@ -29,7 +29,7 @@ def worker_options(num_workers: int, num_ahead: int) -> dict[str, Any]:
     }
 
 
-def batches(loader: DataLoader) -> Iterator[Batch]:
+def batches(loader: DataLoader) -> Generator[Batch, None, None]:
     """One pass over the loader. Its processes, if any, start and end with it.
 
     Raises:

@@ -6,7 +6,9 @@ from PIL import Image
 
 from kd_analysis.draw_strategies import main as draw_strategies
 from kd_analysis.report import __main__ as report
-from kd_training.output.loss_plot import plot_losses
+from kd_training.output.loss_plot import Panel, plot_losses
+
+PANELS = [Panel(name, name, "nats per token") for name in ("ce", "kd")]
 
 
 def is_picture(path):
@@ -21,11 +23,11 @@ def test_loss_curves_show_every_part(tmp_path):
     records.append({"step": 5, "val/total": 2.0, "val/ce": 1.2})
     metrics = tmp_path / "metrics.jsonl"
     metrics.write_text("\n".join(map(json.dumps, records)))
-    plot_losses(metrics, tmp_path / "three.png")
+    plot_losses(metrics, tmp_path / "three.png", PANELS)
     with Image.open(tmp_path / "three.png") as three:
         width = three.width
     metrics.write_text(json.dumps({"step": 1, "total": 1.0, "ce": 1.0}))
-    plot_losses(metrics, tmp_path / "two.png")
+    plot_losses(metrics, tmp_path / "two.png", PANELS)
     with Image.open(tmp_path / "two.png") as two:
         assert width == pytest.approx(two.width * 3 / 2, rel=0.02), "one panel a part"
     assert is_picture(tmp_path / "three.png")

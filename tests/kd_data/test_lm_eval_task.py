@@ -150,8 +150,8 @@ def test_labels_have_the_likelihood_that_lm_eval_computes(
     ((expected, _),) = lm.loglikelihood([request], disable_tqdm=True)
     batch = collate([dataset[0]], pad_id=0)
     with torch.no_grad():
-        logits = model(batch["tokens"]).logits[0]
-    actual = -F.cross_entropy(logits, batch["labels"][0], reduction="sum").item()
+        logits = model(batch.inputs["tokens"]).logits[0]
+    actual = -F.cross_entropy(logits, batch.labels[0], reduction="sum").item()
     assert actual == pytest.approx(expected, rel=1e-5)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from kd_data import collate
-from kd_data.two_tokenizers import UNPAIRED, TwoTokenizers, at_student_positions, of_teacher
+from kd_data.two_tokenizers import UNPAIRED, TwoTokenizers
 
 IGNORE = -100
 
@@ -29,6 +29,10 @@ def two(samples):
     return TwoTokenizers(*samples, Letters(), Letters(), IGNORE)[0]
 
 
+def matched(batch):
+    return batch.scopes["matched"]["logits"]
+
+
 def test_where_the_teacher_meets_the_student():
     samples = [two(SAMPLES), two(LONGER)]
     assert [s["teacher_index"] for s in samples] == [
@@ -36,13 +40,15 @@ def test_where_the_teacher_meets_the_student():
         [UNPAIRED, 1, UNPAIRED],
     ]
     batch = collate(samples, pad_id=7, teacher_pad_id=8)
-    assert batch["matched"].tolist() == [[False, False, True, False], [False, True, False, False]]
-    teacher = of_teacher(batch)
-    assert teacher["tokens"].tolist() == [[0xAB, 0xCD, 8, 8], [0xAB, 0xC, 0xD, 0xE]]
-    assert teacher["labels"].tolist() == [[0xCD, IGNORE, IGNORE, IGNORE], [0xC, 0xD, 0xE, IGNORE]]
+    assert matched(batch).tolist() == [[False, False, True, False], [False, True, False, False]]
+    assert batch.teacher_inputs()["tokens"].tolist() == [[0xAB, 0xCD, 8, 8], [0xAB, 0xC, 0xD, 0xE]]
+    assert batch.teacher.labels.tolist() == [
+        [0xCD, IGNORE, IGNORE, IGNORE],
+        [0xC, 0xD, 0xE, IGNORE],
+    ]
     hidden = torch.randn(2, 4, 3)
-    moved = at_student_positions(hidden, batch)
-    assert moved.shape == (*batch["tokens"].shape, 3)
+    moved = batch.at_student_positions(hidden)
+    assert moved.shape == (*batch.inputs["tokens"].shape, 3)
     assert torch.equal(moved[0, 2], hidden[0, 0])
     assert torch.equal(moved[1, 1], hidden[1, 1])
 
@@ -57,7 +63,7 @@ def test_paired_share():
 
 def test_a_blank_sample_matches_nothing():
     samples = [two(SAMPLES), two(SAMPLES) | {"blank": True}]
-    assert collate(samples, pad_id=7)["matched"].sum(1).tolist() == [1, 0]
+    assert matched(collate(samples, pad_id=7)).sum(1).tolist() == [1, 0]
 
 
 def test_a_worker_process_pairs(tokenizer):
@@ -66,15 +72,16 @@ def test_a_worker_process_pairs(tokenizer):
     dataset = TwoTokenizers(samples, samples, tokenizer, tokenizer, IGNORE)
     loader = DataLoader(dataset, batch_size=2, num_workers=1, collate_fn=lambda s: collate(s, 0))
     (batch,) = loader
-    assert torch.equal(batch["matched"], batch["labels"] != IGNORE)
-    assert torch.equal(of_teacher(batch)["tokens"], batch["tokens"])
+    assert torch.equal(matched(batch), batch.labels != IGNORE)
+    assert torch.equal(batch.teacher_inputs()["tokens"], batch.inputs["tokens"])
 
 
 def test_one_tokenizer_leaves_everything_as_it_is():
     batch = collate([{"tokens": [1, 2], "labels": [1, 2]}], pad_id=0)
-    assert of_teacher(batch) is batch
+    assert batch.teacher_inputs() is batch.inputs
+    assert "matched" not in batch.scopes
     hidden = torch.randn(1, 2, 3)
-    assert at_student_positions(hidden, batch) is hidden
+    assert batch.at_student_positions(hidden) is hidden
 
 
 def test_unequal_datasets_are_refused():

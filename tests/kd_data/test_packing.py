@@ -8,10 +8,13 @@ import torch
 from official_tasks import write_task
 
 import hf_models
-from kd_config.schema import Scales
 from kd_data import collate, lm_eval_task, mixture, prompt_completion_dataset
 from kd_losses import ForwardKLLoss
-from kd_training.objective.objective import PARTS, Objective
+from kd_teachers import Live
+from kd_training.objective.distribution import DistributionTerm
+from kd_training.objective.labels import LabelTerm
+from kd_training.objective.layers import LayerTerm
+from kd_training.objective.objective import Objective
 from layer_mapping import CosineLoss, LayerMatcher
 
 PAIRS = [(0, 2), (1, 5)]
@@ -65,23 +68,24 @@ def decoder(directory):
 
 def losses_and_gradient(tiny_run, samples, scope):
     """Per part: the sum and how many positions it is over; and the gradient of the total."""
-    student = decoder(tiny_run.directories["student"])
-    teacher = decoder(tiny_run.directories["teacher"]).requires_grad_(False)
-    objective = Objective(
-        student,
-        teacher,
-        Scales(ce=1.0, kd=1.0, ir=3.0),
-        ForwardKLLoss(),
-        LayerMatcher(PAIRS, CosineLoss(), 32, 32),
-        kd_scope=scope,
-        ir_scope=scope,
-        prompt_kd_loss=ForwardKLLoss(),
-    )
+    student = hf_models.DecoderModel(decoder(tiny_run.directories["student"]))
+    frozen = decoder(tiny_run.directories["teacher"]).requires_grad_(False)
+    matcher = LayerMatcher(PAIRS, CosineLoss(), 32, 32)
+    terms = [
+        LabelTerm("ce"),
+        DistributionTerm("kd", ForwardKLLoss(), scope, "kd"),
+        LayerTerm("ir", "decoder", matcher, lambda _: PAIRS, scope),
+        DistributionTerm("prompt_kd", ForwardKLLoss(), "prompt", "prompt"),
+    ]
+    weights = {"ce": 1.0, "kd": 1.0, "ir": 3.0, "prompt_kd": 1.0}
+    objective = Objective(student, Live(hf_models.DecoderModel(frozen)), terms, weights)
     batch = collate(samples, pad_id=0)
     counts = objective.counts(batch)
     sums = objective(batch, counts)
     sums.total.backward()
-    gradient = torch.cat([p.grad.flatten() for p in student.parameters() if p.grad is not None])
+    gradient = torch.cat(
+        [p.grad.flatten() for p in student.module.parameters() if p.grad is not None]
+    )
     return sums.parts, counts, gradient
 
 
@@ -96,6 +100,6 @@ def test_packed_is_unpacked(tiny_run, builders, name, scope):
     assert (parts > 0).all()
     packed_parts, packed_counts, packed_gradient = losses_and_gradient(tiny_run, packed, scope)
     assert packed_counts.tolist() == counts.tolist()
-    for part, value, expected in zip(PARTS, packed_parts, parts, strict=True):
+    for part, (value, expected) in enumerate(zip(packed_parts, parts, strict=True)):
         assert value.item() == pytest.approx(expected.item(), rel=1e-5), part
     assert ((packed_gradient - gradient).norm() / gradient.norm()).item() < 1e-5

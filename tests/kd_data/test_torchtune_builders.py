@@ -4,6 +4,7 @@ import json
 from functools import partial
 
 import pytest
+import torch
 from torchtune.datasets import (
     alpaca_cleaned_dataset,
     chat_dataset,
@@ -125,7 +126,12 @@ def test_text_completion(build, tokenizer_dir):
 def test_packed_documents_keep_their_targets(build, builder, rows):
     plain = collate([build(builder, rows)[i] for i in range(2)], pad_id=0)
     packed = collate(list(build(builder, rows, packed=True)), pad_id=0)
-    assert packed["tokens"].shape == (1, 1000)
-    for key in ("tokens", "labels"):
-        assert packed[key][packed["valid"]].tolist() == plain[key][plain["valid"]].tolist()
-    assert (packed["labels"][~packed["valid"]] == IGNORE).all()
+    assert packed.inputs["tokens"].shape == (1, 1000)
+    (ours, valid), (theirs, theirs_valid) = (
+        ((batch.inputs["tokens"], batch.labels), batch.scopes["all"]["logits"])
+        for batch in (packed, plain)
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert one[valid].tolist() == other[theirs_valid].tolist()
+    assert (packed.labels[~valid] == IGNORE).all()
+    assert torch.equal(packed.sample_keys, plain.sample_keys)

@@ -8,9 +8,12 @@ import torch
 from omegaconf import OmegaConf
 from torchtune.training import OffloadActivations
 
+from kd_config.check import check_config, typed
+from kd_config.schema import RunConfig
 from kd_training import OneDevice, Run, prepare
 from kd_training.checkpoint.run_state import RunState
 from kd_training.loop import Loop
+from kd_training.preflight.estimates import estimate_memory
 from kd_training.step import OptimizerStep
 from kd_training.train import load
 
@@ -24,17 +27,60 @@ class LoadedRun:
     state: RunState
     directories: dict[str, Path]
 
+    config: RunConfig
+
+    def estimate(self):
+        """The plan's memory."""
+        models = self.run.student, self.run.teacher
+        dtype = self.run.records.export.dtype
+        return estimate_memory(self.config, *models, dtype, self.run.placement)
+
     def train(self) -> None:
         Loop(self.run, self.step, self.state).run()
 
-    def batch(self, indices):
-        """One collated micro-batch of the given samples of the training set."""
+    def batch(self, indices, unlabelled=0):
+        """A micro-batch of these training samples, whose first positions have no target."""
         loader = self.run.source.loader
-        return loader.collate_fn([loader.dataset[i] for i in indices])
+        samples = [loader.dataset[i] for i in indices]
+        if unlabelled:
+            masked = [-100] * (unlabelled + 1)
+            samples = [s | {"labels": (masked + list(s["labels"])[len(masked) :])[: len(s["labels"])]}
+                       for s in samples]  # fmt: skip
+        return loader.collate_fn(samples)
+
+    def counts(self, batch):
+        """Each term's positions."""
+        objective = self.run.objective
+        return self.by_name(objective.counts(batch).tolist())
+
+    def parts(self, batch):
+        """Each term's sum."""
+        objective = self.run.objective
+        return self.by_name(objective(batch, torch.ones(len(objective.terms))).parts.tolist())
+
+    def by_name(self, values):
+        names = [term.name for term in self.run.objective.terms]
+        return dict(zip(names, values, strict=True))
+
+    def term(self, name):
+        return next(term for term in self.run.objective.terms if term.name == name)
 
 
 @pytest.fixture
-def make_run(tiny_run, tmp_path):
+def load_run(tiny_run):
+    """Prepares and loads the run of a config."""
+
+    def load_(cfg):
+        run = prepare(cfg, OneDevice("cpu"))
+        loaded = load(run)
+        directories = tiny_run.directories | {"student": cfg.model.checkpoint_dir}
+        return LoadedRun(run, loaded.step, loaded.state, directories, typed(check_config(cfg)))
+
+    return load_
+
+
+@pytest.fixture
+def make_run(tiny_run, tmp_path, load_run):
     """Prepares and loads a small run, with overrides by dotted key."""
 
     def make(overrides=None, student="student"):
@@ -43,10 +89,7 @@ def make_run(tiny_run, tmp_path):
         cfg.model.checkpoint_dir = cfg.checkpointer.checkpoint_dir = directory
         for key, value in (overrides or {}).items():
             OmegaConf.update(cfg, key, value, force_add=True)
-        run = prepare(cfg, OneDevice("cpu"))
-        loaded = load(run)
-        directories = tiny_run.directories | {"student": directory}
-        return LoadedRun(run, loaded.step, loaded.state, directories)
+        return load_run(cfg)
 
     return make
 

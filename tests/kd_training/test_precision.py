@@ -8,9 +8,7 @@ from safetensors.torch import load_file
 from test_step import micro_batches_of
 from transformers import AutoModelForCausalLM
 
-from kd_config.check import check_config
-from kd_training import OneDevice, Trainer, run
-from kd_training.preflight import estimates
+from kd_training import OneDevice, run
 
 BF16, FP32 = torch.bfloat16, torch.float32
 STOCHASTIC = {"_component_": "torchao.optim._AdamW", "lr": 1e-5, "bf16_stochastic_round": True}
@@ -33,22 +31,20 @@ def make_config(tiny_run, tmp_path):
 
 
 @pytest.fixture
-def load(make_config):
+def load(make_config, load_run):
     def load(**overrides):
-        trainer = Trainer(check_config(make_config(**overrides)), OneDevice("cpu"))
-        trainer.load()
-        return trainer
+        return load_run(make_config(**overrides))
 
     return load
 
 
-def learn(trainer, num_steps):
+def learn(loaded, num_steps):
     """Each trained weight's change by steps on the same samples again and again, in one vector."""
-    trained = trainer.step.parameters
+    trained = loaded.step.parameters
     before = [p.detach().double() for p in trained]
-    batches = micro_batches_of(trainer, [0, 1], [2, 3])
+    batches = micro_batches_of(loaded, [0, 1], [2, 3])
     for number in range(num_steps):
-        trainer.step(batches, number + 1)
+        loaded.step(batches, number + 1)
     pairs = zip(before, trained, strict=True)
     return torch.cat([(after.detach().double() - start).flatten() for start, after in pairs])
 
@@ -74,19 +70,19 @@ def test_small_steps_are_as_large_as_in_fp32(load, setup, num_steps):
 
 @pytest.mark.parametrize("full", [True, False], ids=["all weights", "LoRA"])
 def test_what_is_trained_is_fp32_and_nothing_else(load, full):
-    trainer = load(full=full, layer_projection={"mode": "always"})
-    batches = micro_batches_of(trainer, [0, 1], [2, 3])
-    trainer.step.optimizer.register_step_pre_hook(
-        lambda *_: gradients.extend(p.grad for p in trainer.step.parameters)
+    loaded = load(full=full, layer_projection={"mode": "always"})
+    batches = micro_batches_of(loaded, [0, 1], [2, 3])
+    loaded.step.optimizer.register_step_pre_hook(
+        lambda *_: gradients.extend(p.grad for p in loaded.step.parameters)
     )
     gradients = []
-    trainer.step(batches, 1)
-    trained = {id(p) for p in trainer.step.parameters}
-    for parameter in trainer.student.parameters():
+    loaded.step(batches, 1)
+    trained = {id(p) for p in loaded.step.parameters}
+    for parameter in loaded.run.student.module.parameters():
         assert parameter.dtype == (FP32 if id(parameter) in trained else BF16)
-    assert {p.dtype for p in trainer.teacher.parameters()} == {BF16}
-    states = trainer.step.optimizer.state.values()
-    kept = [*gradients, *trainer.step.parameters, *(s["exp_avg_sq"] for s in states)]
+    assert {p.dtype for p in loaded.run.teacher.module.parameters()} == {BF16}
+    states = loaded.step.optimizer.state.values()
+    kept = [*gradients, *loaded.step.parameters, *(s["exp_avg_sq"] for s in states)]
     assert {tensor.dtype for tensor in kept} == {FP32}
     assert len(kept) == 3 * len(trained)
 
@@ -94,9 +90,9 @@ def test_what_is_trained_is_fp32_and_nothing_else(load, full):
 @torch.compiler.set_stance("force_eager")  # torchao's optimizers compile themselves, for long
 def test_stochastic_rounding_keeps_bf16_and_moves_on_average(load):
     """A step moves a weight by 0 or by its last bit, and by the step's size on average."""
-    trainer = load(full=True, optimizer=STOCHASTIC)
-    ours = learn(trainer, 6)
-    assert {p.dtype for p in trainer.student.parameters()} == {BF16}
+    loaded = load(full=True, optimizer=STOCHASTIC)
+    ours = learn(loaded, 6)
+    assert {p.dtype for p in loaded.run.student.module.parameters()} == {BF16}
     exact = learn(load(full=True, dtype="fp32"), 6)
     assert (ours != 0).double().mean() < 0.5
     along = (ours * exact.sign()).mean().item()
@@ -106,9 +102,9 @@ def test_stochastic_rounding_keeps_bf16_and_moves_on_average(load):
 
 @torch.compiler.set_stance("force_eager")
 def test_lora_is_fp32_whatever_the_optimizer_rounds(load):
-    trainer = load(optimizer=STOCHASTIC)
-    assert {p.dtype for p in trainer.step.parameters} == {FP32}
-    assert learn(trainer, 2).abs().max() > 0
+    loaded = load(optimizer=STOCHASTIC)
+    assert {p.dtype for p in loaded.step.parameters} == {FP32}
+    assert learn(loaded, 2).abs().max() > 0
 
 
 def run_and_read(cfg, tmp_path, monkeypatch):
@@ -149,21 +145,16 @@ def test_lora_is_merged_from_fp32_and_exported_as_it_is_kept(make_config, tmp_pa
     assert off.max() < 2**-8  # one rounding
 
 
-def estimate(trainer):
-    models = trainer.student, trainer.teacher
-    return estimates.estimate_memory(trainer.cfg, *models, trainer.dtype, trainer.placement)
-
-
 @pytest.mark.parametrize("checkpointing", [True, False])
 @pytest.mark.parametrize("full", [True, False], ids=["all weights", "LoRA"])
 def test_masters_and_their_copies_are_in_the_memory_estimate(load, full, checkpointing):
-    trainer = load(full=full, enable_activation_checkpointing=checkpointing)
-    trained = sum(p.numel() for p in trainer.step.parameters)
-    frozen = sum(p.numel() for p in trainer.student.parameters()) - trained
-    layers = list(trainer.student.layers)
+    loaded = load(full=full, enable_activation_checkpointing=checkpointing)
+    trained = sum(p.numel() for p in loaded.step.parameters)
+    frozen = sum(p.numel() for p in loaded.run.student.module.parameters()) - trained
+    layers = list(loaded.run.student.module.layers)
     copied = trained
     if checkpointing:  # one of the two layers
         copied -= sum(p.numel() for p in layers[0].parameters() if p.requires_grad)
-    memory = estimate(trainer)
+    memory = loaded.estimate()
     assert memory.student == 2 * frozen + (4 + 4 + 8) * trained + 2 * copied
-    assert memory.teacher == 2 * sum(p.numel() for p in trainer.teacher.parameters())
+    assert memory.teacher == 2 * sum(p.numel() for p in loaded.run.teacher.module.parameters())

@@ -5,7 +5,6 @@ import tiny
 import torch
 from resuming import records
 
-from kd_training.objective.objective import PARTS
 from layer_mapping import RelationalLoss
 
 RELATIONS = {"ir_loss": {"_component_": "layer_mapping.RelationalLoss"}}
@@ -18,18 +17,18 @@ class AcrossDocuments(RelationalLoss):
         return super().distance_in_documents(student, teacher, torch.zeros_like(documents))
 
 
-def run(make_trainer, output_dir, batch_size, accumulation, **loss):
+def run(make_run, output_dir, batch_size, accumulation, **loss):
     sizes = {"batch_size": batch_size, "gradient_accumulation_steps": accumulation, "epochs": 2}
-    trainer = make_trainer(RELATIONS | sizes | {"output_dir": str(output_dir)})
+    loaded = make_run(RELATIONS | sizes | {"output_dir": str(output_dir)})
     if loss:
-        trainer.objective.matcher.loss = loss["loss"]
-    trainer.train()
+        loaded.term("ir").matcher.loss = loss["loss"]
+    loaded.train()
     return [[r[key] for key in ("total", "ir", "grad_norm")] for r in records(output_dir)]
 
 
-def test_four_samples_are_one_step_however_they_are_split(make_trainer, tmp_path):
+def test_four_samples_are_one_step_however_they_are_split(make_run, tmp_path):
     splits = [(4, 1), (2, 2), (1, 4)]
-    runs = [run(make_trainer, tmp_path / f"{b}_{k}", b, k) for b, k in splits]
+    runs = [run(make_run, tmp_path / f"{b}_{k}", b, k) for b, k in splits]
     assert len(runs[0]) == 4
     assert all(total > ir > 0 for total, ir, _ in runs[0])
     for other in runs[1:]:
@@ -37,29 +36,28 @@ def test_four_samples_are_one_step_however_they_are_split(make_trainer, tmp_path
             assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def test_the_split_would_show_relations_across_documents(make_trainer, tmp_path):
+def test_the_split_would_show_relations_across_documents(make_run, tmp_path):
     """Otherwise the test above would not see them."""
     whole, split = (
-        run(make_trainer, tmp_path / f"{b}", b, 4 // b, loss=AcrossDocuments())[0] for b in (4, 1)
+        run(make_run, tmp_path / f"{b}", b, 4 // b, loss=AcrossDocuments())[0] for b in (4, 1)
     )
     assert split[1] != pytest.approx(whole[1], rel=1e-2)
 
 
-def ir_sum(trainer, batches):
-    one = torch.ones(len(PARTS))
-    return sum(trainer.objective(b, one).parts[PARTS.index("ir")].item() for b in batches)
+def ir_sum(loaded, batches):
+    return sum(loaded.parts(batch)["ir"] for batch in batches)
 
 
 @pytest.mark.parametrize("scope", ["labels", "all"])
-def test_packed_and_blank_samples(make_trainer, scope):
+def test_packed_and_blank_samples(make_run, scope):
     changes = RELATIONS | {"token_scope.ir": scope, "tokenizer.max_seq_len": 120}
-    padded = make_trainer(changes)
-    packed = make_trainer(changes | {"dataset.packed": True, "dataset.split_across_pack": False})
-    loaders = [trainer.data.loader for trainer in (padded, packed)]
+    padded = make_run(changes)
+    packed = make_run(changes | {"dataset.packed": True, "dataset.split_across_pack": False})
+    loaders = [loaded.run.source.loader for loaded in (padded, packed)]
     assert len(loaders[1].dataset) < len(loaders[0].dataset) == len(tiny.SENTENCES)
     alone, together, in_packs = (
-        ir_sum(trainer, [loader.collate_fn([loader.dataset[i] for i in group]) for group in groups])
-        for trainer, loader, groups in (
+        ir_sum(loaded, [loader.collate_fn([loader.dataset[i] for i in group]) for group in groups])
+        for loaded, loader, groups in (
             (padded, loaders[0], [[i] for i in range(8)]),
             (padded, loaders[0], [range(8)]),
             (packed, loaders[1], [range(len(loaders[1].dataset))]),

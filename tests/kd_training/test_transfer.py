@@ -20,22 +20,22 @@ def test_the_next_batch_is_on_its_way_and_none_after_it():
             yield {"tokens": torch.tensor([number])}
 
     for number, batch in enumerate(one_at_a_time(source(), CPU)):
-        assert batch["tokens"].item() == number
+        assert batch.inputs["tokens"].item() == number
         assert taken == list(range(min(number + 2, 5)))
     assert list(one_at_a_time([], CPU)) == []
 
 
-def packed_step(make_trainer, accumulation):
-    """A trainer on packed rows, and the micro-batches of a step."""
-    trainer = make_trainer({"dataset.packed": True, "batch_size": 1,
+def packed_step(make_run, accumulation):
+    """A loaded on packed rows, and the micro-batches of a step."""
+    loaded = make_run({"dataset.packed": True, "batch_size": 1,
                             "gradient_accumulation_steps": 1})  # fmt: skip
-    loader = trainer.data.loader
+    loader = loaded.run.source.loader
     rows = [loader.dataset[i % len(loader.dataset)] for i in range(accumulation)]
-    return trainer, [loader.collate_fn([row]) for row in rows]
+    return loaded, [loader.collate_fn([row]) for row in rows]
 
 
-def test_one_mask_at_a_time_and_both_models_share_it(make_trainer, monkeypatch):
-    trainer, micro_batches = packed_step(make_trainer, 4)
+def test_one_mask_at_a_time_and_both_models_share_it(make_run, monkeypatch):
+    loaded, micro_batches = packed_step(make_run, 4)
     masks, seen = [], {"student": [], "teacher": []}
 
     def watched(documents):
@@ -47,20 +47,20 @@ def test_one_mask_at_a_time_and_both_models_share_it(make_trainer, monkeypatch):
 
     monkeypatch.setattr("hf_models.torchtune_decoder.attention_mask.dense_mask", watched)
     for name, ids in seen.items():
-        getattr(trainer, name).register_forward_pre_hook(
+        getattr(loaded.run, name).module.register_forward_pre_hook(
             lambda _, __, kwargs, ids=ids: ids.append(masks[-1]() is kwargs["mask"]),
             with_kwargs=True,
         )
-    trainer.step(micro_batches, 1)
+    loaded.step(micro_batches, 1)
     assert seen == {"student": [True] * 4, "teacher": [True] * 4}
     assert len(masks) == 4
 
 
-def test_a_step_of_packed_rows_is_counted_on_the_host(make_trainer, monkeypatch):
+def test_a_step_of_packed_rows_is_counted_on_the_host(make_run, monkeypatch):
     """All micro-batches together are never on the device."""
-    trainer, micro_batches = packed_step(make_trainer, 3)
+    loaded, micro_batches = packed_step(make_run, 3)
     events = []
-    counts = trainer.objective.counts
+    counts = loaded.run.objective.counts
 
     def count(batch):
         events.append("counted")
@@ -72,7 +72,7 @@ def test_a_step_of_packed_rows_is_counted_on_the_host(make_trainer, monkeypatch)
             events.append("moved")
             yield batch
 
-    monkeypatch.setattr(trainer.objective, "counts", count)
+    monkeypatch.setattr(loaded.run.objective, "counts", count)
     monkeypatch.setattr("kd_training.step.one_at_a_time", transfer)
-    trainer.step(micro_batches, 1)
+    loaded.step(micro_batches, 1)
     assert events == ["counted"] * 3 + ["moved"] * 3

@@ -13,9 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from kd_config.check import check_config
 from kd_config.command_line import MISTAKES
-from kd_training import OneDevice, Trainer
+from kd_training import OneDevice, prepare
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def test_one_clear_line(tune_run, config_file, tiny_run, tmp_path, earlier, case
 def test_a_dry_run_finds_it_without_reading_a_weight(
     tune_run, config_file, tiny_run, tmp_path, monkeypatch, case
 ):
-    monkeypatch.setattr(Trainer, "load", lambda _: pytest.fail("has begun to load"))
+    monkeypatch.setattr("kd_training.start.train", lambda _: pytest.fail("has begun to load"))
     overrides, words = BAD[case]
     if callable(overrides):
         overrides = overrides(tmp_path, tiny_run.directories)
@@ -170,7 +169,7 @@ def check_mutations(config, number):
     @given(mutations(config))
     def never_a_traceback(mutated):
         with suppress(*MISTAKES):
-            Trainer(check_config(OmegaConf.create(mutated)), OneDevice("cpu"))
+            prepare(OmegaConf.create(mutated), OneDevice("cpu"))
 
     never_a_traceback()
 

@@ -12,9 +12,10 @@ from omegaconf import OmegaConf
 from torchtune.config._utils import _merge_yaml_and_cli_args
 
 from hf_models import init_student
-from kd_config.check import check_component, check_config
+from kd_config.check import check_config
+from kd_config.components import check_component
 from kd_data.datasets.lm_eval_task import _definition
-from kd_training import OneDevice, Trainer
+from kd_training import OneDevice, prepare, train
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -85,9 +86,7 @@ def test_a_run_is_built_and_takes_a_step(path, small, tmp_path):
 
 
 def take_a_step(cfg):
-    trainer = Trainer(check_config(cfg), OneDevice("cpu"))
-    trainer.load()
-    trainer.train()
+    train(prepare(cfg, OneDevice("cpu")))
 
 
 def test_the_teacher_of_the_divergences_is_tuned_by_its_own_config(small):

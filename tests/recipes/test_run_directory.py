@@ -115,8 +115,8 @@ def test_an_owed_student_has_the_card_of_one_that_was_not_owed(whole, tmp_path, 
 @pytest.mark.parametrize(
     "where",
     [
-        "kd_training.saving.directory.save_student",  # the state is there, the student is not
-        "kd_training.saving.write_model_card",  # the student is there, its card is not
+        "kd_training.output.student.save_student",  # the state is there, the student is not
+        "kd_training.output.student.write_model_card",  # the student is there, its card is not
         "kd_training.saving.note_export",  # only the note is missing
     ],
 )

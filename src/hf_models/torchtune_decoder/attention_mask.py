@@ -3,6 +3,7 @@
 Shapes: B batch, S positions.
 """
 
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,9 +21,22 @@ def with_mask(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
     given: dict[str, Any] = dict(inputs)
     documents = given.pop("documents", None)
     if documents is not None:
-        mask = block_mask if _has_flex_attention(documents.device) else dense_mask
-        given["mask"] = mask(documents)
+        given["mask"] = _shared_mask(documents)
     return given
+
+
+# The newest documents and their mask, neither kept alive: student and teacher share one mask while
+# the student's graph has it, and it goes with that.
+_newest: list[weakref.ref[Any]] = []
+
+
+def _shared_mask(documents: Tensor) -> Any:
+    if _newest and _newest[0]() is documents and (mask := _newest[1]()) is not None:
+        return mask
+    make = block_mask if _has_flex_attention(documents.device) else dense_mask
+    mask = make(documents)
+    _newest[:] = weakref.ref(documents), weakref.ref(mask)
+    return mask
 
 
 def _has_flex_attention(device: torch.device) -> bool:

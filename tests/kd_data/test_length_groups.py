@@ -9,8 +9,8 @@ import torch
 from processes import GUARD
 
 from kd_data import collate
+from kd_data.loaders import Batching, train_source
 from kd_data.sampling import grouped_order, sample_lengths
-from kd_data.sources import build_loader, grouped, skip_to
 
 LENGTHS = torch.randint(1, 200, (2000,), generator=torch.Generator().manual_seed(0))
 SAMPLES = [{"tokens": [1] * n, "labels": [1] * n} for n in LENGTHS.tolist()]
@@ -29,29 +29,33 @@ class Rank:
         return self._shares
 
 
+def on_threads(ranks, work):
+    """What each rank returns of ``work(rank)``."""
+    shares, barrier = [None] * ranks, Barrier(ranks)
+    with ThreadPoolExecutor(ranks) as threads:
+        return list(
+            threads.map(lambda rank: work(Rank(rank, ranks, shares, barrier)), range(ranks))
+        )
+
+
+def source_of(rank, batching, samples=SAMPLES):
+    return train_source(samples, batching, rank, partial(collate, pad_id=0), -100)
+
+
 def steps(ranks, by_length, epoch=1):
     """The micro-batches of each optimizer step, by rank."""
-    shares = []
-    for rank in range(ranks):
-        loader = build_loader(
-            SAMPLES,
-            Rank(rank, ranks),
-            partial(collate, pad_id=0),
-            batch_size=BATCH_SIZE,
-            shuffle=True,
-            seed=5,
-            lengths=LENGTHS if by_length else None,
-            group_size=BATCH_SIZE * ACCUMULATION * ranks,
-        )
-        skip_to(loader, epoch, 0)
-        shares.append(list(grouped(loader, ACCUMULATION)))
+    batching = Batching(BATCH_SIZE, ACCUMULATION, seed=5, group_by_length=by_length)
+    shares = on_threads(ranks, lambda rank: list(source_of(rank, batching).steps(epoch)))
     return list(zip(*shares, strict=True))
 
 
 def padding(ranks, by_length):
     """The share of all positions that are padding."""
     valid = [
-        batch["valid"] for step in steps(ranks, by_length) for share in step for batch in share
+        batch.scopes["all"]["logits"]
+        for step in steps(ranks, by_length)
+        for share in step
+        for batch in share
     ]
     return 1 - sum(v.sum().item() for v in valid) / sum(v.numel() for v in valid)
 
@@ -60,7 +64,7 @@ def wait_of_the_ranks(by_length):
     """How much more the ranks' widest batches have than the others, mean over micro-batches."""
     widths = torch.tensor(
         [
-            [share[i]["tokens"].shape[1] for share in step]
+            [share[i].labels.shape[1] for share in step]
             for step in steps(4, by_length)
             for i in range(ACCUMULATION)
         ]
@@ -116,7 +120,7 @@ def test_fewer_samples_than_a_group():
 
 @pytest.mark.parametrize(("num_samples", "ranks"), [(1, 1), (7, 1), (7, 2), (8, 4), (3, 4)])
 def test_each_rank_counts_a_share_of_the_tokens(num_samples, ranks):
-    read, shares, barrier = [], [None] * ranks, Barrier(ranks)
+    read = []
 
     class Read:
         def __len__(self):
@@ -126,31 +130,18 @@ def test_each_rank_counts_a_share_of_the_tokens(num_samples, ranks):
             read.append(index)
             return SAMPLES[index]
 
-    with ThreadPoolExecutor(ranks) as threads:
-        placements = [Rank(rank, ranks, shares, barrier) for rank in range(ranks)]
-        found = list(threads.map(lambda placement: sample_lengths(Read(), placement), placements))
+    found = on_threads(ranks, lambda rank: sample_lengths(Read(), rank))
     assert all(lengths.tolist() == LENGTHS[:num_samples].tolist() for lengths in found)
     assert sorted(read) == list(range(num_samples))
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"shuffle": False}, r"^config: group_by_length .*shuffle must be true$"),
-        ({"dataset.packed": True}, r"^config: group_by_length: dataset is packed.*leave out one"),
-    ],
-)
-def test_refusals(make_trainer, changes, words):
-    with pytest.raises(ValueError, match=words):
-        make_trainer({"group_by_length": True, **changes})
-
-
-def test_a_checkpoint_knows_the_lengths(make_trainer):
+def test_a_checkpoint_knows_the_lengths():
     """The order depends on them: with others, samples would be seen twice or never."""
-    plain = make_trainer().data
-    by_length = make_trainer({"group_by_length": True}).data
-    shorter = make_trainer({"group_by_length": True, "tokenizer.max_seq_len": 20}).data
-    again = make_trainer({"group_by_length": True}).data
+    cut = [{key: ids[:20] for key, ids in sample.items()} for sample in SAMPLES]
+    plain, by_length, again, shorter = (
+        source_of(Rank(0, 1, [None], Barrier(1)), Batching(4, group_by_length=grouped), samples)
+        for grouped, samples in ((False, SAMPLES), (True, SAMPLES), (True, SAMPLES), (True, cut))
+    )
     again.check_same(by_length.facts())
     for one, other in [(plain, by_length), (by_length, plain), (by_length, shorter)]:
         with pytest.raises(ValueError, match=r"lengths to group by: was .*keep .*group_by_length"):

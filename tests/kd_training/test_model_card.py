@@ -9,7 +9,14 @@ from huggingface_hub import ModelCard
 from omegaconf import OmegaConf
 from tiny import run_config
 
+from kd_config.card import card_facts
+from kd_losses import ForwardKLLoss
+from kd_training.objective.agreement import AgreementTerm
+from kd_training.objective.distribution import DistributionTerm
+from kd_training.objective.labels import LabelTerm
+from kd_training.objective.layers import LayerTerm
 from kd_training.output.model_card import write_model_card
+from layer_mapping import CosineLoss, LayerMatcher
 
 METRICS = {
     "steps": 80, "label_tokens": 35472.0, "total": 12.5, "ce": 7.25, "kd": 4.125, "ir": 0.375,
@@ -23,8 +30,19 @@ def cfg():
     return OmegaConf.create(config | {"output_dir": "out/run", "layer_mapping": "reverse"})
 
 
-def written(directory, cfg, *args):
-    path = write_model_card(directory, cfg, *args)
+def terms_of(*parts, pairs=((0, 5), (1, 2))):
+    """The parts of an objective, as a run builds them."""
+    kd = DistributionTerm("kd", ForwardKLLoss(), "labels", "divergence")
+    kd.compared, kd.loss_key = "teacher's distribution, labels", "kd_loss"
+    ir = LayerTerm("ir", "decoder", LayerMatcher(pairs, CosineLoss(), 8, 8), None, "labels")
+    ir.compared, ir.loss_key = "teacher's layers, labels", "ir_loss"
+    known = {"ce": LabelTerm("ce"), "kd": kd, "ir": ir, "agreement": AgreementTerm("agreement")}
+    return [known[part] for part in parts]
+
+
+def written(directory, cfg, metrics, terms=("ce", "kd", "ir"), **options):
+    facts = card_facts(cfg, with_teacher="kd" in terms)
+    path = write_model_card(directory, facts, metrics, terms_of(*terms, **options))
     assert path == directory / "README.md"
     return ModelCard.load(path)
 
@@ -36,7 +54,7 @@ def config_block(card):
 def test_front_matter_and_facts(cfg, tmp_path):
     folder = tmp_path / "epoch_0"
     folder.mkdir()
-    card = written(folder, cfg, METRICS, [(0, 5), (1, 2)])
+    card = written(folder, cfg, METRICS)
     assert card.data.base_model == "small-student"
     assert card.data.library_name == "transformers"
     assert card.data.pipeline_tag == "text-generation"
@@ -50,7 +68,7 @@ def test_front_matter_and_facts(cfg, tmp_path):
         "| teacher's distribution, labels | `kd_losses.ForwardKLLoss()` | 1 | 4.125 |  |",
         "| teacher's layers, labels | `layer_mapping.CosineLoss()` | 3 | 0.375 |  |",
         "| weighted total |  |  | 12.5 | 9.5 |",
-        "`reverse`, student-teacher: 0-5, 1-2.",
+        "`reverse`; layers matched (student-teacher): 0-5, 1-2.",
         "`torchtune.datasets.text_completion_dataset(source=json, data_files=data/train.jsonl",
         'from_pretrained("out/run/epoch_0")',
         "--model_args pretrained=out/run/epoch_0 ",
@@ -135,7 +153,7 @@ def test_absolute_paths_stay_out(cfg, tmp_path, monkeypatch):
 
 def test_no_teacher_and_no_layers(cfg, tmp_path):
     alone = {"total": 7.0, "ce": 7.0, "weight/ce": 1.0, "weight/kd": 0.0, "weight/ir": 0.0}
-    card = written(tmp_path, cfg, alone)
+    card = written(tmp_path, cfg, alone, ["ce"])
     assert "`small-student`, tuned on labels alone" in card.text
     assert "ForwardKLLoss()" not in card.text
     assert "## Layers" not in card.text
@@ -145,7 +163,13 @@ def test_without_numbers_the_objective_is_named(cfg, tmp_path):
     cfg.model = {"_component_": "hf_models.decoder", "checkpoint_dir": "models/small-student"}
     cfg.layer_mapping = [[0, 1]]
     cfg.kd_loss = {"_component_": "kd_losses.JSDistanceLoss", "lambda_weight": 0.5}
-    card = written(tmp_path, cfg, {}, [(0, 1)])
+    card = written(tmp_path, cfg, {}, pairs=[(0, 1)])
     assert "`kd_losses.JSDistanceLoss(lambda_weight=0.5)`" in card.text
     assert "all weights" in card.text
-    assert "`0-1`, student-teacher: 0-1." in card.text
+    assert "`0-1`; layers matched (student-teacher): 0-1." in card.text
+
+
+def test_what_is_only_observed_has_no_weight(cfg, tmp_path):
+    card = written(tmp_path, cfg, METRICS | {"agreement": 0.625}, ["ce", "kd", "agreement"])
+    line = "| teacher's most probable token, labels | `same token` |  | 0.625 |  |"
+    assert line in card.text

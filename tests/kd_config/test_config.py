@@ -1,8 +1,8 @@
 import pytest
 from omegaconf import OmegaConf
 
-from kd_config.check import check_config
-from kd_config.values import loss_weights
+from kd_config.check import check_config, typed
+from kd_config.weights import loss_weights
 
 
 def config(tiny_run, tmp_path, **changes):
@@ -20,8 +20,9 @@ def config(tiny_run, tmp_path, **changes):
     ],
 )  # fmt: skip
 def test_weights(tiny_run, tmp_path, changes, expected):
-    weights = loss_weights(check_config(config(tiny_run, tmp_path, **changes)))
-    assert (weights.ce, weights.kd, weights.ir) == pytest.approx(expected)
+    weights = loss_weights(typed(check_config(config(tiny_run, tmp_path, **changes))))
+    assert tuple(weights.values()) == pytest.approx(expected)
+    assert list(weights) == ["ce", "kd", "ir"]
 
 
 def test_null_on_the_command_line_removes_a_component(tiny_run, tmp_path):

@@ -36,7 +36,7 @@ def test_every_position_sees_itself_so_no_row_of_attention_is_nan(lengths):
     """Padding too, and rows that only fill up a batch."""
     packs = packs_of(lengths, 12)
     batch = with_mask(collate([*packs, packs[0] | {"blank": True}], pad_id=0))
-    assert (batch["documents"][-1] == -1).all()
+    assert (batch.documents["decoder"][-1] == -1).all()
     assert batch["mask"].diagonal(dim1=1, dim2=2).all()
 
 
