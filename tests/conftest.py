@@ -2,6 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from filelock import FileLock
 from hypothesis import settings
@@ -36,3 +37,9 @@ def embedded_model_dir() -> Path:
     EMBEDDED.parent.mkdir(exist_ok=True)
     with FileLock(EMBEDDED.with_suffix(".lock")):
         return fetch_embedded_model(EMBEDDED)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> tiny.TinyRun:
+    """Small models, a tokenizer and texts."""
+    return tiny.make_tiny_run(tmp_path_factory.mktemp("tiny"))

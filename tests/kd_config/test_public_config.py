@@ -5,7 +5,6 @@ from omegaconf import OmegaConf
 from torchtune.training.metric_logging import save_config
 
 from kd_config.public import environment_unresolved, from_environment, log_config
-from kd_config.schema import RunConfig
 
 
 class Resolving:
@@ -30,7 +29,7 @@ def cfg(tmp_path, monkeypatch):
         "tokenizer": [{"deep": "${model.token}"}, "${oc.decode:${oc.env:KD_TOKEN}}"],
         "dataset": {"default": "${oc.env:KD_NOTHING,null}", "log": "${output_dir}/logs"},
     }
-    return OmegaConf.merge(OmegaConf.structured(RunConfig), values)
+    return OmegaConf.create(values)
 
 
 def test_loggers_are_told_all_but_the_environment(cfg, tmp_path):
@@ -45,18 +44,15 @@ def test_loggers_are_told_all_but_the_environment(cfg, tmp_path):
     # The copy lies where the run does, and is a config like the run's own.
     assert logger.file == tmp_path / "out" / "run" / "torchtune_config.yaml"
     assert "secret" not in logger.file.read_text()
-    copy = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.load(logger.file))
-    required = {"optimizer": None, "checkpointer": None}
-    assert OmegaConf.to_container(OmegaConf.merge(copy, required), resolve=True) == (
-        OmegaConf.to_container(OmegaConf.merge(cfg, required), resolve=True)
-    )
+    copy = OmegaConf.load(logger.file)
+    assert OmegaConf.to_container(copy, resolve=True) == OmegaConf.to_container(cfg, resolve=True)
 
 
 def test_the_environment_is_back_even_after_an_error(cfg):
     with pytest.raises(RuntimeError, match="full"), environment_unresolved():
         raise RuntimeError("full")
     assert cfg.model.token == "hf_averysecretvalue"
-    assert cfg.epochs == 3
+    assert cfg.epochs == "3"
 
 
 def test_what_comes_from_the_environment(cfg):

@@ -3,7 +3,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from omegaconf import OmegaConf
 from torchtune.training import OffloadActivations
@@ -43,9 +42,11 @@ class LoadedRun:
         loader = self.run.source.loader
         samples = [loader.dataset[i] for i in indices]
         if unlabelled:
-            masked = [-100] * (unlabelled + 1)
-            samples = [s | {"labels": (masked + list(s["labels"])[len(masked) :])[: len(s["labels"])]}
-                       for s in samples]  # fmt: skip
+            kept = range(unlabelled + 1, 10**6)  # a position's target is the next label
+            samples = [
+                s | {"labels": [v if i in kept else -100 for i, v in enumerate(s["labels"])]}
+                for s in samples
+            ]
         return loader.collate_fn(samples)
 
     def counts(self, batch):
@@ -92,11 +93,6 @@ def make_run(tiny_run, tmp_path, load_run):
         return load_run(cfg)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory):
-    return tiny.make_tiny_run(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@ import runpy
 import sys
 
 import pytest
-import tiny
 from omegaconf import OmegaConf
 
 
@@ -35,8 +34,3 @@ def config_file(tiny_run, tmp_path):
     path = tmp_path / "run.yaml"
     OmegaConf.save(OmegaConf.create(tiny_run.config(tmp_path)), path)
     return path
-
-
-@pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory):
-    return tiny.make_tiny_run(tmp_path_factory.mktemp("tiny"))
