@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src"
 MATHS = [*(SOURCE / "kd_losses").rglob("*.py"), *(SOURCE / "layer_mapping").rglob("*.py")]
 ROOMS = {path.name for path in SOURCE.iterdir() if path.is_dir()}
-LOOP = ("loaded", "loop", "step", "validation", "objective/objective")
+LOOP = ("train", "loop", "step", "validation", "objective/objective")
 
 
 def imported(path):

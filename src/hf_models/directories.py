@@ -73,7 +73,8 @@ def give_usual_mode(path: Path) -> None:
 
     safetensors writes into a private temporary file first, whose mode 0600 it leaves as it is.
     """
-    probe = (path if path.is_dir() else path.parent) / ".mode_of_new_files"
+    folder = path if path.is_dir() else path.parent
+    probe = folder / f".mode_of_new_files_{os.getpid()}"  # ranks may write here side by side
     probe.touch()
     mode = stat.S_IMODE(probe.stat().st_mode)
     probe.unlink()

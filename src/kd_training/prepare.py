@@ -90,6 +90,7 @@ def prepare(cfg: DictConfig, placement: Placement) -> Run:
     same_model.check_tokenizers(config, student, teacher, *tokenizers)
     ignore = build.ignore_index(config)
     objective = _build_objective(config, weights, student, teacher, placement, ignore)
+    weights = objective.weights
     profiler = build.build_profiler(config)
     checkpointers = _build_checkpointers(config, cfg, with_teacher=teacher is not None)
     source = _build_source(config, placement, seed, tokenizers, ignore)

@@ -22,11 +22,15 @@ def packs_of(lengths, row):
     return list(PackedDataset(samples, max_seq_len=row))
 
 
+def inputs_of(samples):
+    return dict(collate(samples, pad_id=0).inputs)
+
+
 @settings(max_examples=50)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=20))
 def test_a_dense_mask_is_torchtunes(lengths):
     packs = packs_of(lengths, 12)
-    mask = with_mask(collate(packs, pad_id=0))["mask"]
+    mask = with_mask(inputs_of(packs))["mask"]
     assert torch.equal(mask, create_block_causal_mask([pack["seq_lens"] for pack in packs]))
 
 
@@ -35,19 +39,20 @@ def test_a_dense_mask_is_torchtunes(lengths):
 def test_every_position_sees_itself_so_no_row_of_attention_is_nan(lengths):
     """Padding too, and rows that only fill up a batch."""
     packs = packs_of(lengths, 12)
-    batch = with_mask(collate([*packs, packs[0] | {"blank": True}], pad_id=0))
-    assert (batch.documents["decoder"][-1] == -1).all()
-    assert batch["mask"].diagonal(dim1=1, dim2=2).all()
+    inputs = inputs_of([*packs, packs[0] | {"blank": True}])
+    assert (inputs["documents"][-1] == -1).all()
+    assert with_mask(inputs)["mask"].diagonal(dim1=1, dim2=2).all()
 
 
 def test_rows_that_are_not_packed_need_no_mask():
-    batch = collate([{"tokens": [1, 2], "labels": [1, 2]}], pad_id=0)
-    assert with_mask(batch) is batch
+    inputs = inputs_of([{"tokens": [1, 2], "labels": [1, 2]}])
+    assert with_mask(inputs) == inputs
 
 
 def test_a_batch_itself_grows_with_its_length_alone():
     def size(row):
-        return sum(t.nbytes for t in collate(packs_of([3] * 100, row), pad_id=0).values()) / 300
+        batch = collate(packs_of([3] * 100, row), pad_id=0)
+        return sum(tensor.nbytes for tensor in batch.tensors().values()) / 300
 
     assert size(300) == pytest.approx(size(30), rel=0.1)
 
@@ -55,7 +60,7 @@ def test_a_batch_itself_grows_with_its_length_alone():
 def test_a_cpu_takes_the_dense_one_wherever_it_stands(monkeypatch):
     """Beside a GPU, torchtune says for the whole process that FlexAttention is there."""
     monkeypatch.setattr(attention_utils, "_SUPPORTS_FLEX_ATTENTION", True)
-    mask = with_mask(collate(packs_of([2, 3], 6), pad_id=0))["mask"]
+    mask = with_mask(inputs_of(packs_of([2, 3], 6)))["mask"]
     assert isinstance(mask, torch.Tensor)
 
 
@@ -63,7 +68,7 @@ def test_a_cpu_takes_the_dense_one_wherever_it_stands(monkeypatch):
 def documents():
     """Two rows of three blocks: documents within a block, over its edge, and padding."""
     packs = packs_of([100, 60, 128, 30, 200, 90, 40], 3 * BLOCK)
-    documents = collate(packs, pad_id=0)["documents"]
+    documents = collate(packs, pad_id=0).documents["decoder"]
     assert documents.shape == (2, 3 * BLOCK)
     assert (documents == -1).any()
     return documents

@@ -9,10 +9,9 @@ from unittest import mock
 import tiny
 import torch.distributed as dist
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 from torch.distributed.tensor import DTensor
 
-from hf_models import init_student
+from hf_models import Model, init_student
 from kd_config.check import check_config
 from kd_training import run
 from kd_training.many_devices import make_sharded
@@ -52,6 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
     "truncated teacher": scales(1, 0, 3) | {"layer_mapping": [[0, 1], [1, 3]]},
     "layers alone": scales(0, 0, 1) | {"layer_mapping": [[0, 1]]},
     "no teacher": scales(1, 0, 0),
+    "agreement": scales(1, 0, 0) | {"log_agreement": True},
     "in_order_random": {"layer_mapping": "in_order_random", "epochs": 3, "max_steps_per_epoch": 2},
     "dynamic scales": {
         "loss_scaling.dynamic": {"shares": {"ce": 0.5, "kd": 0.3, "ir": 0.2}, "ema": 0.9}
@@ -130,11 +130,12 @@ def train_sharded(root: Path, case: str) -> None:
     placement, notes = make_sharded(cfg), {"on_meta": [], "share": []}
     place = placement.place
 
-    def place_and_note(model: nn.Module, *args: Any) -> None:
-        notes["on_meta"].append(all(p.is_meta for p in model.parameters()))
+    def place_and_note(model: Model, *args: Any) -> None:
+        notes["on_meta"].append(all(p.is_meta for p in model.module.parameters()))
         place(model, *args)
-        local = sum(p.to_local().numel() for p in model.parameters() if isinstance(p, DTensor))
-        notes["share"].append(local / sum(p.numel() for p in model.parameters()))
+        held = list(model.module.parameters())
+        local = sum(p.to_local().numel() for p in held if isinstance(p, DTensor))
+        notes["share"].append(local / sum(p.numel() for p in held))
 
     placement.place = place_and_note
     with mock.patch("kd_training.placement.sharded.read_weights", wraps=read_weights) as reads:

@@ -21,11 +21,12 @@ from torch.distributed.checkpoint.state_dict import set_model_state_dict
 from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
 
 from hf_models import HFCheckpointer
-from kd_config.check import check_config
+from kd_config.check import check_config, typed
 from kd_training import run
 from kd_training.build import build_student
 from kd_training.many_devices import make_sharded
 from kd_training.output import directory
+from kd_training.output.student import Export, save_student
 from kd_training.placement.one_device import read_weights
 from kd_training.placement.sharded import Sharded
 
@@ -105,11 +106,9 @@ class SlowCheckpointer:
 
 def save_while_the_other_waits(rank, file):
     checkpointer, placement = SlowCheckpointer(file), Told("cpu")
-    with mock.patch(
-        "kd_training.output.directory.merged_state_dict", return_value=({}, None, None)
-    ):
-        student = nn.Linear(1, 1)
-        directory.save_student(student, checkpointer, placement, 0, torch.float32, last=True)
+    export = Export(checkpointer, torch.float32, epochs=1, adapter_only=False, card=None)
+    with mock.patch("kd_training.output.student.merged_state_dict", return_value=({}, None, None)):
+        save_student(export, nn.Linear(1, 1), placement, epoch=0, best=False)
     written = file.exists()
     let_know(f"rank {rank} goes on")
     assert written
@@ -121,7 +120,7 @@ def test_nobody_goes_on_before_a_student_is_written(tmp_path):
 
 def load_while_the_other_waits(rank, root, file):
     cfg = check_config(case_config(root, "lora", 2))
-    student, placement = build_student(cfg, torch.float32), Told("cpu")
+    student, placement = build_student(typed(cfg), torch.float32), Told("cpu")
 
     def read(checkpointer):
         until("rank 1 waits", "rank 1 goes on")

@@ -37,7 +37,7 @@ def spoil_final_norm(loaded):
         loaded.run.student.module.norm.scale.fill_(torch.nan)
 
 
-# part -> (overrides, what is done to the loaded loaded); calls 1 … 4 belong to a good first step.
+# part -> (overrides, what is done to the loaded run); calls 1 … 4 belong to a good first step.
 FAULTS = {
     "ce": ({}, spoil_final_norm),
     "kd": ({"kd_loss": {"_component_": "faulty_parts.FaultyLoss", "nan_at": [4]}}, None),
@@ -70,9 +70,11 @@ def test_a_non_finite_part_is_named_before_anything_changes(make_run, part):
     assert str(dump) in str(error.value)
     assert "skip_nonfinite_steps" in str(error.value)
     kept = load_file(dump)
-    assert len(kept) == sum(len(batch) for batch in second)
+    assert len(kept) == sum(len(batch.tensors()) for batch in second)
     for i, batch in enumerate(second):
-        assert all(torch.equal(kept[f"{i}.{name}"], tensor) for name, tensor in batch.items())
+        named = batch.tensors().items()
+        assert all(torch.equal(kept[f"{i}.{name}"], tensor) for name, tensor in named)
+        assert torch.equal(kept[f"{i}.tokens"], batch.inputs["tokens"])
 
 
 def test_the_step_after_a_bad_one_is_a_good_one(make_run):

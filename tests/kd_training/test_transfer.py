@@ -11,22 +11,8 @@ from kd_data.transfer import one_at_a_time
 CPU = torch.device("cpu")
 
 
-def test_the_next_batch_is_on_its_way_and_none_after_it():
-    taken = []
-
-    def source():
-        for number in range(5):
-            taken.append(number)
-            yield {"tokens": torch.tensor([number])}
-
-    for number, batch in enumerate(one_at_a_time(source(), CPU)):
-        assert batch.inputs["tokens"].item() == number
-        assert taken == list(range(min(number + 2, 5)))
-    assert list(one_at_a_time([], CPU)) == []
-
-
 def packed_step(make_run, accumulation):
-    """A loaded on packed rows, and the micro-batches of a step."""
+    """A run on packed rows, and the micro-batches of a step."""
     loaded = make_run({"dataset.packed": True, "batch_size": 1,
                             "gradient_accumulation_steps": 1})  # fmt: skip
     loader = loaded.run.source.loader

@@ -25,18 +25,22 @@ def with_mask(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
     return given
 
 
-# The newest documents and their mask, neither kept alive: student and teacher share one mask while
-# the student's graph has it, and it goes with that.
-_newest: list[weakref.ref[Any]] = []
+# The newest documents, not kept alive, and their mask: student and teacher share it.
+_newest: list[Any] = []
 
 
 def _shared_mask(documents: Tensor) -> Any:
-    if _newest and _newest[0]() is documents and (mask := _newest[1]()) is not None:
-        return mask
+    if _newest and _newest[0]() is documents:
+        return _newest[1]
+    _newest.clear()  # two at a time would be too many
     make = block_mask if _has_flex_attention(documents.device) else dense_mask
-    mask = make(documents)
-    _newest[:] = weakref.ref(documents), weakref.ref(mask)
-    return mask
+    _newest[:] = weakref.ref(documents, _forget), make(documents)
+    return _newest[1]
+
+
+def _forget(reference: weakref.ref[Tensor]) -> None:
+    if _newest and _newest[0] is reference:
+        _newest.clear()
 
 
 def _has_flex_attention(device: torch.device) -> bool:

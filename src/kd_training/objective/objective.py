@@ -59,6 +59,9 @@ class Objective:
     ) -> None:
         self.student, self.teacher, self.terms = student, teacher, list(terms)
         self.weights = dict(weights)
+        for term in terms:
+            if term.observed:
+                self.weights.pop(term.name, None)
         self._ignore_index, self._num_chunks = ignore_index, num_chunks
         own = {term.name: term.module for term in terms if term.module is not None}
         self.modules = nn.ModuleDict(own)
