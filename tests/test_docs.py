@@ -1,5 +1,6 @@
 """What the documentation shows can be used as it stands."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,8 @@ from transformers import AutoTokenizer
 
 from hf_models import HFTokenizer
 from kd_config.check import check_config
+from kd_config.components import imported
+from kd_config.describe import table
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -26,6 +29,7 @@ def blocks(text, language):
 YAML = {
     f"{page.name}-{i}": yaml
     for page in PAGES
+    if page.name != "extending.md"  # whose examples are run, files and all
     for i, yaml in enumerate(blocks(page.read_text(encoding="utf-8"), "yaml"))
 }
 
@@ -120,3 +124,61 @@ def test_the_prompts_and_completions_of_the_docs(build, tokenizer_dir):
     assert len(dataset) == 4
     assert labels_of(dataset, tokenizer_dir, 0) == " A name.<|im_end|>"
     assert HFTokenizer(tokenizer_dir).decode(dataset[3]["tokens"]) == "1 + 1 = 2<|im_end|>"
+
+
+# --- the pages themselves
+
+LINK = re.compile(r"\]\(([^)#\s]+)?(?:#([^)\s]+))?\)")
+NAME = re.compile(
+    r"`((?:kd_losses|layer_mapping|hf_models|kd_data|kd_config|kd_training)(?:\.\w+)+)`"
+)
+
+
+def anchors(page):
+    titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+        if target.startswith("http"):
+            continue
+        path = (page.parent / target) if target else page
+        assert path.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(path), f"{page.name}: {target}#{anchor}"
+
+
+def test_every_page_can_be_found_from_the_readme():
+    found, new = set(), {ROOT / "README.md"}
+    while new:
+        page = new.pop()
+        found.add(page)
+        targets = {target for target, _ in LINK.findall(page.read_text(encoding="utf-8")) if target}
+        new |= {(page.parent / t).resolve() for t in targets if t.endswith(".md")} - found
+    assert set(PAGES) <= found
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_of_ours_exist(page):
+    for name in NAME.findall(page.read_text(encoding="utf-8")):
+        try:
+            imported(name)
+        except (ImportError, ValueError):
+            assert importlib.util.find_spec(name) is not None, f"{page.name}: {name}"
+
+
+def test_the_table_of_keys_is_the_schema():
+    page = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
+    assert table() in page, "python -m kd_config.describe prints the table of docs/config.md"
+
+
+def test_a_config_of_torchtunes_own_recipe_needs_one_change():
+    root = Path(importlib.util.find_spec("recipes").origin).parent / "configs"
+    cfg = OmegaConf.load(root / "qwen2" / "1.5_to_0.5B_KD_lora_single_device.yaml")
+    cfg.kd_loss = {"_component_": "kd_losses.ForwardKLLoss"}
+    assert check_config(cfg).kd_ratio == 0.5

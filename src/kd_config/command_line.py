@@ -5,7 +5,6 @@ import gc
 import os
 import signal
 import sys
-from argparse import Namespace
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +12,6 @@ from typing import Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torchtune.config._errors import ConfigError, InstantiationError
-from torchtune.config._utils import _merge_yaml_and_cli_args
 from yaml import YAMLError
 
 from hf_models.missing import missing
@@ -25,8 +22,6 @@ MISTAKES = (
     OSError,
     FloatingPointError,
     OmegaConfBaseException,
-    ConfigError,
-    InstantiationError,
 )
 
 
@@ -86,9 +81,12 @@ def _no_config(path: Path) -> str:
 
 
 def _check_override(content: DictConfig, override: str) -> None:
-    values: Any = OmegaConf.to_container(content, resolve=False)
+    key, _, value = override.partition("=")
+    node = content[key] if key in content and not OmegaConf.is_missing(content, key) else None
+    if isinstance(node, DictConfig) and "_component_" in node:  # as torchtune's parser reads it
+        key = f"{key}._component_"
     try:
-        _merge_yaml_and_cli_args(Namespace(**values), [override])
+        OmegaConf.merge(content, OmegaConf.from_dotlist([f"{key}={value}"]))
     except YAMLError as err:
         raise ValueError(f"command line: {override}: not YAML: {err}") from err
     except TypeError as err:  # what OmegaConf raises for containers of different kinds

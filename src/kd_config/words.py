@@ -20,7 +20,7 @@ def in_words(error: ValidationError) -> str:
     order = list(RunConfig.model_fields)
     mistakes = error.errors(include_url=False)
     missing = [str(one["loc"][0]) for one in mistakes if one["type"] == "missing"]
-    if missing:
+    if missing and not any(one["type"] == "extra_forbidden" for one in mistakes):
         return f"{', '.join(missing)} must be set"
 
     def place(mistake: Any) -> tuple[bool, int]:

@@ -16,7 +16,7 @@ _SPECIAL = "\uffff"
 _MANY = 32  # so many characters in a row do not agree by chance
 
 
-class Run(NamedTuple):
+class LabelledRun(NamedTuple):
     """Consecutive labelled tokens.
 
     Attributes:
@@ -31,7 +31,7 @@ class Run(NamedTuple):
 
 def labelled_runs(
     tokens: Sequence[int], labels: Sequence[int], tokenizer: Any, ignore_index: int
-) -> list[Run]:
+) -> list[LabelledRun]:
     """The runs of a sample with unshifted labels."""
     found = pieces(tokens, tokenizer)
     labelled = [int(label) != ignore_index for label in labels]
@@ -39,7 +39,7 @@ def labelled_runs(
     return [_run(list(positions), found) for is_run, positions in groups if is_run]
 
 
-def _run(positions: list[int], found: list[str]) -> Run:
+def _run(positions: list[int], found: list[str]) -> LabelledRun:
     text = "".join(found[i] for i in positions)
     # The rest of a character whose beginning is cut off is no text.
     end = -len(text) + len(text.lstrip(_INCOMPLETE))
@@ -48,7 +48,7 @@ def _run(positions: list[int], found: list[str]) -> Run:
         end += len(found[i])
         if found[i] and end > 0 and i > 0:  # the first token is nobody's target
             ends[end] = i - 1
-    return Run(whole, ends)
+    return LabelledRun(whole, ends)
 
 
 def pieces(tokens: Sequence[int], tokenizer: Any) -> list[str]:
@@ -85,7 +85,7 @@ def _special_ids(tokenizer: Any) -> set[int]:
     return {*markers, *(token for token in ends if token is not None)}
 
 
-def pair_targets(student: Sequence[Run], teacher: Sequence[Run]) -> dict[int, int]:
+def pair_targets(student: Sequence[LabelledRun], teacher: Sequence[LabelledRun]) -> dict[int, int]:
     """Position of the student → position of the teacher whose target ends at the same character.
 
     The n-th run meets the n-th. Where one side has fewer, cut off with an end or a beginning, it is
@@ -101,7 +101,7 @@ def pair_targets(student: Sequence[Run], teacher: Sequence[Run]) -> dict[int, in
     return max(found, key=len)
 
 
-def _pair_runs(student: Run, teacher: Run) -> dict[int, int]:
+def _pair_runs(student: LabelledRun, teacher: LabelledRun) -> dict[int, int]:
     a, b = student.text, teacher.text
     shift = _shift(a, b)
     if shift is None:

@@ -135,7 +135,7 @@ def replace_state(folder, content):
 
 
 @pytest.mark.parametrize(
-    "missing", ["seed", "data", "progress", "progress.skipped", "pairs", "rng"]
+    "missing", ["seed", "source", "progress", "progress.skipped", "terms", "rng"]
 )
 def test_a_checkpoint_of_another_version(tune_run, config_file, tmp_path, missing):
     assert tune_run("kd_single_device", config_file, "seed=null")[0] == 0

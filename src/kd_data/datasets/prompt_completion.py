@@ -52,7 +52,7 @@ def prompt_completion_dataset(
     return pack(dataset, tokenizer) if packed else dataset
 
 
-class Rows(Protocol):
+class Table(Protocol):
     """What has numbered rows of named texts: a table, or something that makes them on demand."""
 
     def __len__(self) -> int: ...
@@ -66,7 +66,7 @@ class PromptCompletionDataset(Dataset):
     def __init__(
         self,
         tokenizer: ModelTokenizer,
-        table: Rows,
+        table: Table,
         prompt_column: str,
         completion_column: str,
         train_on_prompt: bool,

@@ -7,7 +7,6 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kd_training.placement.one_device import Placement
 from kd_training.placement.writing import first_failure
@@ -42,7 +41,7 @@ def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same memory as ordinary or sharded tensors: an 8-bit one is several, by name."""
     found = {}
     for name, tensor in tensors.items():
-        if is_traceable_wrapper_subclass(tensor) and not isinstance(tensor, DTensor):
+        if hasattr(tensor, "__tensor_flatten__") and not isinstance(tensor, DTensor):
             parts = {f"{name}.{part}": getattr(tensor, part) for part in _inner(tensor)}
             found |= plain(parts)
         else:
