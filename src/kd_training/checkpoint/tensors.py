@@ -39,7 +39,7 @@ def load_tensors(checkpoint: Path, tensors: dict[str, Tensor], placement: Placem
 
 def plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same memory as ordinary or sharded tensors: an 8-bit one is several, by name."""
-    found = {}
+    found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if hasattr(tensor, "__tensor_flatten__") and not isinstance(tensor, DTensor):
             parts = {f"{name}.{part}": getattr(tensor, part) for part in _inner(tensor)}
