@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from kd_config.components import check_component
 from kd_config.dataset_nodes import check_dataset_node
+from kd_config.mistakes import in_words
 from kd_config.rules import check_rules
 from kd_config.schema import COMPONENT, LISTED, NAMED, RunConfig, marked
-from kd_config.words import in_words
 
 _STACKS = "layer_mapping"  # may hold a mapping for each stack
 

@@ -19,14 +19,3 @@ def loss_weights(config: RunConfig) -> dict[str, float]:
     if not scaling.enabled:
         weights |= {"ce": 1 - config.kd_ratio, "kd": config.kd_ratio}
     return weights | {name: 1.0 for name in config.terms if name not in weights}
-
-
-def needs_teacher(config: RunConfig) -> bool:
-    """Whether any part with a weight, or what is observed, looks at the teacher.
-
-    What a term of one's own needs is known only when it is built: with such a term the teacher is
-    there if the config names one.
-    """
-    weights = loss_weights(config)
-    own = bool(config.terms) and config.teacher_model is not None
-    return weights["kd"] > 0 or weights["ir"] > 0 or config.log_agreement or own

@@ -68,7 +68,16 @@ def build_student(config: RunConfig, dtype: torch.dtype) -> Model:
 
 
 def build_teacher(config: RunConfig, dtype: torch.dtype) -> Model:
-    """The frozen teacher in eval mode."""
+    """The frozen teacher in eval mode.
+
+    Raises:
+        ValueError: If the config has none, or it cannot be built.
+    """
+    for key in ("teacher_model", "teacher_checkpointer"):
+        if getattr(config, key) is None:
+            raise ValueError(
+                f"config: {key} must be set (or give all that asks the teacher the weight 0)"
+            )
     model = build_model(config, "teacher_model", dtype)
     model.module.requires_grad_(False).eval()
     if config.compile:

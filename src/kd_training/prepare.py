@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,13 @@ from kd_config.components import argument
 from kd_config.loggers import make_loggers
 from kd_config.public import from_environment
 from kd_config.schema import RunConfig
-from kd_config.weights import loss_weights, needs_teacher
+from kd_config.weights import loss_weights
 from kd_data.loaders import Batching, collate_with, train_source, val_loader
 from kd_data.samples import build_samples, build_tokenizer
 from kd_data.sources import DatasetSource
 from kd_teachers import Live, check_needs
 from kd_training import build
-from kd_training.checkpoint.facts import Facts, read_facts
-from kd_training.checkpoint.files import STATE_DIR, has_exported, newest_state
+from kd_training.checkpoint.resume import find_checkpoint, read_checkpoint
 from kd_training.objective.objective import Objective
 from kd_training.objective.parts import Parts
 from kd_training.objective.registry import build_terms
@@ -71,16 +70,20 @@ def prepare(cfg: DictConfig, placement: Placement) -> Run:
     same_model.check_output(config)
     output_dir = Path(config.output_dir)
     directory.check_shared(output_dir, placement)
-    checkpoint, warnings = _find_checkpoint(config, placement)
-    facts = _read_checkpoint(checkpoint)
+    resumes = config.resume_from_checkpoint
+    checkpoint, warnings = find_checkpoint(output_dir, resumes, placement)
+    facts = read_checkpoint(checkpoint)
     # Without a seed one is drawn, once.
     seed = training.set_seed(facts["seed"] if facts and config.seed is None else config.seed)
     progress = facts["progress"] if facts else None
     check_sources(config, directory.replaced_files(output_dir, config.epochs, progress))
 
     dtype = training.get_dtype(config.dtype, device=placement.device)
-    weights = loss_weights(config)
-    student, teacher = _build_models(config, dtype)
+    student = build.build_student(config, dtype)
+    estimates.check_disk(config, student, dtype)
+    ignore = build.ignore_index(config)
+    objective, teacher = _build_objective(config, student, dtype, placement, ignore)
+    estimates.check_length(config, student, teacher)
     quantization = build.build_quantization(config)
     same_model.check_model_configs(config, with_teacher=teacher is not None)
     tokenizers = (
@@ -88,9 +91,6 @@ def prepare(cfg: DictConfig, placement: Placement) -> Run:
         build_tokenizer(config.teacher_tokenizer, "teacher_tokenizer"),
     )
     same_model.check_tokenizers(config, student, teacher, *tokenizers)
-    ignore = build.ignore_index(config)
-    objective = _build_objective(config, weights, student, teacher, placement, ignore)
-    weights = objective.weights
     profiler = build.build_profiler(config)
     checkpointers = _build_checkpointers(config, cfg, with_teacher=teacher is not None)
     source = _build_source(config, placement, seed, tokenizers, ignore)
@@ -105,7 +105,7 @@ def prepare(cfg: DictConfig, placement: Placement) -> Run:
         objective,
         source,
         validator,
-        _dynamic_scales(config, weights),
+        _dynamic_scales(config, objective.weights),
         _schedule(config),
         Loading(*checkpointers, quantization),
         _optimization(config),
@@ -130,64 +130,22 @@ def prepare(cfg: DictConfig, placement: Placement) -> Run:
     )
 
 
-def _find_checkpoint(config: RunConfig, placement: Placement) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from; every rank takes the one that rank 0 has found intact."""
-    found: tuple[str | None, list[str]] = (None, [])
-    if config.resume_from_checkpoint and placement.rank == 0:
-        output_dir = Path(config.output_dir)
-        newest, warnings = newest_state(output_dir)
-        if newest is None:
-            warnings.append(
-                f"resume_from_checkpoint is true, but {output_dir / STATE_DIR} has no "
-                "checkpoint: starting at step 0"
-            )
-        found = (str(newest) if newest else None, warnings)
-    chosen, warnings = placement.gather(found)[0]
-    return Path(chosen) if chosen else None, warnings
-
-
-def _read_checkpoint(checkpoint: Path | None) -> Facts | None:
-    """What the checkpoint knows, and what has been done since about what it owes."""
-    if checkpoint is None:
-        return None
-    facts = read_facts(checkpoint)
-    if has_exported(checkpoint):
-        facts["progress"]["owed"] = None
-    return facts
-
-
-def _build_models(config: RunConfig, dtype: torch.dtype) -> tuple[Model, Model | None]:
-    student = build.build_student(config, dtype)
-    estimates.check_disk(config, student, dtype)
-    teacher = build.build_teacher(config, dtype) if needs_teacher(config) else None
-    estimates.check_length(config, student, teacher)
-    return student, teacher
-
-
 def _build_objective(
-    config: RunConfig,
-    weights: Mapping[str, float],
-    student: Model,
-    teacher: Model | None,
-    placement: Placement,
-    ignore: int,
-) -> Objective:
-    parts = Parts(
-        config,
-        weights,
-        student.facts,
-        None if teacher is None else teacher.facts,
-        placement.device,
-        ignore,
-    )
+    config: RunConfig, student: Model, dtype: torch.dtype, placement: Placement, ignore: int
+) -> tuple[Objective, Model | None]:
+    """The objective, and the teacher if any of its terms has to ask one."""
+    weights = loss_weights(config)
+    find_teacher = cache(partial(build.build_teacher, config, dtype))
+    parts = Parts(config, weights, student.facts, find_teacher, placement.device, ignore)
     check_two_tokenizers(parts)
     terms = build_terms(parts)
+    teacher = find_teacher() if any(term.needs for term in terms) else None
     asked = None if teacher is None else Live(teacher)
     if asked is not None:
         for term in terms:
             check_needs(asked, term.name, term.needs)
     num_chunks = argument(config.loss, "num_output_chunks")
-    return Objective(student, asked, terms, weights, ignore, num_chunks)
+    return Objective(student, asked, terms, weights, ignore, num_chunks), teacher
 
 
 def _build_checkpointers(config: RunConfig, cfg: DictConfig, with_teacher: bool) -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import FAMILIES
 from torchtune.models.qwen2 import qwen2
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_models import (
     DecoderModel,
@@ -214,3 +215,16 @@ def test_bf16_caches_follow_the_weights(make_hf):
     chosen = model.head().logits(hidden).gather(-1, completion[:, None]).squeeze(-1)
     # bf16 rounds the cached keys as it rounds those of a whole forward: within a step of the best.
     assert (model.head().logits(hidden).amax(-1) - chosen).max() < 0.1
+
+
+def test_a_real_model_says_what_it_says_in_transformers(embedded_model_dir):
+    theirs = AutoModelForCausalLM.from_pretrained(embedded_model_dir, dtype=torch.float32).eval()
+    words = AutoTokenizer.from_pretrained(embedded_model_dir)
+    texts = ("The capital of France is", "Water boils when it is heated, because")
+    prompts = [words(text, return_tensors="pt").input_ids[0] for text in texts]
+    module = decoder(embedded_model_dir, max_seq_len=64)
+    load_weights(module, HFCheckpointer(embedded_model_dir).load_checkpoint()["model"], "cpu")
+    ours = DecoderModel(module.eval()).generate(prompts, GREEDY, [])
+    assert "Paris" in words.decode(ours[0])
+    for prompt, completion in zip(prompts, ours, strict=True):
+        assert torch.equal(completion, greedy_by_transformers(theirs, prompt, 12))

@@ -3,6 +3,7 @@ from omegaconf import OmegaConf
 
 from kd_config.check import check_config, typed
 from kd_config.weights import loss_weights
+from kd_training import OneDevice, prepare
 
 
 def config(tiny_run, tmp_path, **changes):
@@ -47,8 +48,6 @@ def test_a_checked_config_is_checked_again_without_a_change(tiny_run, tmp_path):
     ("changes", "words"),
     [
         ({"model": None}, ["model", "must be set"]),
-        ({"teacher_model": None}, ["teacher_model", "weight 0"]),
-        ({"kd_loss": None}, ["kd_loss", "must be set"]),
         ({"kd_loss": "kd_losses.ForwardKLLoss"}, ["kd_loss", "_component_"]),
         ({"kd_ratio": 1.5}, ["kd_ratio", "between 0 and 1"]),
         ({"epochs": 0}, ["epochs", "at least 1"]),
@@ -66,4 +65,18 @@ def test_a_checked_config_is_checked_again_without_a_change(tiny_run, tmp_path):
 def test_refusals_name_the_key(tiny_run, tmp_path, changes, words):
     with pytest.raises(ValueError, match=r"^config: .*$") as error:
         check_config(config(tiny_run, tmp_path, **changes))
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"teacher_model": None}, ["teacher_model", "weight 0"]),
+        ({"teacher_checkpointer": None}, ["teacher_checkpointer", "weight 0"]),
+        ({"kd_loss": None}, ["kd_loss", "must be set"]),
+    ],
+)
+def test_what_a_part_of_the_loss_asks_for_must_be_there(tiny_run, tmp_path, changes, words):
+    with pytest.raises(ValueError, match=r"^config: .*$") as error:
+        prepare(config(tiny_run, tmp_path, **changes), OneDevice("cpu"))
     assert all(word in str(error.value) for word in words), str(error.value)

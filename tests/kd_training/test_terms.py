@@ -104,7 +104,7 @@ def test_a_run_with_terms_of_ones_own_goes_on_and_says_so(make_run):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"terms": {"ce": {"_component_": "own_terms.Confidence"}}}, ["terms.ce", "taken"]),
+        ({"terms": {"ce": {"_component_": "own_terms.Confidence"}}}, ["terms.ce", "another name"]),
         ({"terms": {"a b": {"_component_": "own_terms.Confidence"}}}, ["terms.a b", "plain word"]),
         ({"terms": {"x": "own_terms.Confidence"}}, ["terms.x", "_component_"]),
         ({"terms": {"x": {"_component_": "own_terms.Confidence", "scop": 1}}}, ["did you mean sc"]),

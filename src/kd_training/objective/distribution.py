@@ -24,8 +24,10 @@ def build(name: str, parts: Parts) -> list[Term]:
         ValueError: If ``kd_loss`` does not fit.
     """
     divergence = parts.divergence("kd_loss")
-    if divergence is None or parts.weights[name] == 0:
+    if parts.weights[name] == 0:
         return []
+    if divergence is None:
+        raise ValueError("config: kd_loss must be set (or give kd the weight 0)")
     config = parts.config
     scope = "matched" if config.teacher_tokenizer is not None else config.token_scope.kd
     term = DistributionTerm(name, divergence, scope, "divergence from the teacher")

@@ -122,7 +122,6 @@ def _matcher(parts: Parts, stack: str, pairs: list[Pair]) -> LayerMatcher:
     loss = component(config.ir_loss, "ir_loss")
     kind = "a loss such as layer_mapping.CosineLoss"
     expect(isinstance(loss, PairLoss), config.ir_loss, "ir_loss", kind)
-    assert parts.teacher is not None  # what has a weight has a teacher
     widths = parts.student.stacks[stack].width, parts.teacher.stacks[stack].width
     try:
         with parts.device:
@@ -137,7 +136,6 @@ def _scope(config: RunConfig, stack: str) -> str:
 
 
 def _pairs(config: RunConfig, parts: Parts, epoch: int) -> dict[str, list[Pair]]:
-    assert parts.teacher is not None
     student, teacher = (
         {name: stack.depth for name, stack in side.stacks.items()}
         for side in (parts.student, parts.teacher)

@@ -1,12 +1,12 @@
 """What the parts of an objective are built from."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
-from kd_config.components import component, expect
 
-from hf_models.model import ModelFacts
+from hf_models.model import Model, ModelFacts
+from kd_config.components import component, expect
 from kd_config.schema import RunConfig
 from kd_losses import KDLoss
 
@@ -19,7 +19,7 @@ class Parts:
         config: The run's config.
         weights: The weight of each key of ``manual_scales``.
         student: The student's sizes.
-        teacher: The teacher's; None where no part of the loss has to look at one.
+        find_teacher: Builds the teacher, the first time that a term has to look at it.
         device: Where a term's own parameters go.
         ignore_index: The label of positions without a target.
     """
@@ -27,9 +27,18 @@ class Parts:
     config: RunConfig
     weights: Mapping[str, float]
     student: ModelFacts
-    teacher: ModelFacts | None
+    find_teacher: Callable[[], Model]
     device: torch.device
     ignore_index: int
+
+    @property
+    def teacher(self) -> ModelFacts:
+        """The teacher's sizes.
+
+        Raises:
+            ValueError: If the config has none.
+        """
+        return self.find_teacher().facts
 
     def divergence(self, key: str) -> KDLoss | None:
         """The divergence that a key of the config names, if any.

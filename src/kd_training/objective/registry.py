@@ -17,6 +17,11 @@ TERMS: dict[str, Callable[[str, Parts], list[Term]]] = {
 }
 
 
+# What the log has besides the terms.
+_TAKEN = ("total", "lr", "grad_norm", "tokens_per_second", "num_tokens", "skipped_steps",
+          "peak_memory_gib")  # fmt: skip
+
+
 def build_terms(parts: Parts) -> list[Term]:
     """The terms that the config asks for, its own ones under ``terms`` last.
 
@@ -26,6 +31,8 @@ def build_terms(parts: Parts) -> list[Term]:
     built = [term for name, build in TERMS.items() for term in build(name, parts)]
     for name, node in parts.config.terms.items():
         key = f"terms.{name}"
+        if name in TERMS or name in _TAKEN:
+            raise ValueError(f"config: {key}: the log has another {name}; give it another name")
         term = component(node, key)
         kind = "a term of the objective, such as a kd_training.LogitsTerm"
         expect(isinstance(term, Term), node, key, kind)
