@@ -182,3 +182,10 @@ def test_a_config_of_torchtunes_own_recipe_needs_one_change():
     cfg = OmegaConf.load(root / "qwen2" / "1.5_to_0.5B_KD_lora_single_device.yaml")
     cfg.kd_loss = {"_component_": "kd_losses.ForwardKLLoss"}
     assert check_config(cfg).kd_ratio == 0.5
+
+
+def test_the_completions_of_the_docs(embedded_model_dir, monkeypatch, capsys):
+    (code,) = blocks((ROOT / "docs" / "models.md").read_text(encoding="utf-8"), "python")
+    monkeypatch.chdir(embedded_model_dir.parents[1])
+    exec(code, {})
+    assert len(capsys.readouterr().out.split()) > 10
