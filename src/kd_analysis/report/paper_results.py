@@ -39,7 +39,7 @@ class PaperTable:
 @cache
 def paper_tables() -> tuple[PaperTable, ...]:
     """All of them."""
-    text = (files("kd_analysis") / "paper_results.yaml").read_text(encoding="utf-8")
+    text = (files("kd_analysis.report") / "paper_results.yaml").read_text(encoding="utf-8")
     return tuple(PaperTable(**table) for table in yaml.safe_load(text))
 
 
