@@ -1,17 +1,17 @@
 """From a config to a run in typed parts. Behind this nobody reads a config by its keys."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torchtune import training
 
 from hf_models.model import Model
-from kd_config.card import card_facts
+from kd_config.card import CardFacts, card_facts
 from kd_config.check import check_config, typed
 from kd_config.components import argument
 from kd_config.loggers import make_loggers
@@ -23,6 +23,7 @@ from kd_data.samples import build_samples, build_tokenizer
 from kd_data.sources import DatasetSource
 from kd_teachers import Live, check_needs
 from kd_training import build
+from kd_training.checkpoint.facts import Facts
 from kd_training.checkpoint.resume import find_checkpoint, read_checkpoint
 from kd_training.objective.objective import Objective
 from kd_training.objective.parts import Parts
@@ -67,67 +68,69 @@ def prepare(cfg: DictConfig, placement: Placement) -> Run:
     """
     cfg = check_config(cfg)
     config = typed(cfg)
-    same_model.check_output(config)
-    output_dir = Path(config.output_dir)
-    directory.check_shared(output_dir, placement)
-    resumes = config.resume_from_checkpoint
-    checkpoint, warnings = find_checkpoint(output_dir, resumes, placement)
-    facts = read_checkpoint(checkpoint)
+    resuming = _look_at_output(config, placement)
     # Without a seed one is drawn, once.
+    facts = resuming.facts
     seed = training.set_seed(facts["seed"] if facts and config.seed is None else config.seed)
-    progress = facts["progress"] if facts else None
-    check_sources(config, directory.replaced_files(output_dir, config.epochs, progress))
-
     dtype = training.get_dtype(config.dtype, device=placement.device)
     student = build.build_student(config, dtype)
     estimates.check_disk(config, student, dtype)
     ignore = build.ignore_index(config)
     objective, teacher = _build_objective(config, student, dtype, placement, ignore)
-    estimates.check_length(config, student, teacher)
     quantization = build.build_quantization(config)
-    same_model.check_model_configs(config, with_teacher=teacher is not None)
-    tokenizers = (
-        build_tokenizer(config.tokenizer, "tokenizer"),
-        build_tokenizer(config.teacher_tokenizer, "teacher_tokenizer"),
-    )
-    same_model.check_tokenizers(config, student, teacher, *tokenizers)
-    profiler = build.build_profiler(config)
+    tokenizers = _build_tokenizers(config, student, teacher)
     checkpointers = _build_checkpointers(config, cfg, with_teacher=teacher is not None)
     source = _build_source(config, placement, seed, tokenizers, ignore)
-    validator = _build_validator(config, placement, objective, tokenizers, ignore)
     if facts:
         source.check_same(facts["source"])
+    lines = partial(plan, config, student, teacher, objective.terms, source, dtype, placement)
+    card = card_facts(cfg, with_teacher=teacher is not None)
     return Run(
-        placement,
-        seed,
-        student,
-        teacher,
-        objective,
-        source,
-        validator,
-        _dynamic_scales(config, objective.weights),
-        _schedule(config),
-        Loading(*checkpointers, quantization),
-        _optimization(config),
-        Records(
-            output_dir,
-            OmegaConf.to_yaml(cfg),
-            partial(make_loggers, cfg),
-            profiler,
-            config.log_peak_memory_stats,
-            partial(plan, config, student, teacher, objective.terms, source, dtype, placement),
-            Export(
-                checkpointers[0],
-                dtype,
-                config.epochs,
-                config.save_adapter_weights_only,
-                card_facts(cfg, with_teacher=teacher is not None),
-            ),
-        ),
-        checkpoint,
-        facts,
-        warnings,
+        placement=placement,
+        seed=seed,
+        student=student,
+        teacher=teacher,
+        objective=objective,
+        source=source,
+        validator=_build_validator(config, placement, objective, tokenizers, ignore),
+        scales=_dynamic_scales(config, objective.weights),
+        schedule=_schedule(config),
+        loading=Loading(*checkpointers, quantization),
+        optimization=_optimization(config),
+        records=_records(config, cfg, lines, _export(config, checkpointers[0], dtype, card)),
+        checkpoint=resuming.checkpoint,
+        facts=facts,
+        warnings=resuming.warnings,
     )
+
+
+class _Resuming(NamedTuple):
+    checkpoint: Path | None
+    facts: Facts | None
+    warnings: list[str]
+
+
+def _look_at_output(config: RunConfig, placement: Placement) -> _Resuming:
+    """What there is to go on from; nothing that the run reads may be what it writes over."""
+    same_model.check_output(config)
+    output_dir = Path(config.output_dir)
+    directory.check_shared(output_dir, placement)
+    wanted = config.resume_from_checkpoint
+    checkpoint, warnings = find_checkpoint(output_dir, wanted, placement)
+    facts = read_checkpoint(checkpoint)
+    progress = facts["progress"] if facts else None
+    check_sources(config, directory.replaced_files(output_dir, config.epochs, progress))
+    return _Resuming(checkpoint, facts, warnings)
+
+
+def _build_tokenizers(config: RunConfig, student: Model, teacher: Model | None) -> Tokenizers:
+    """Both tokenizers, seen to belong to the models and their files."""
+    estimates.check_length(config, student, teacher)
+    same_model.check_model_configs(config, with_teacher=teacher is not None)
+    own = build_tokenizer(config.tokenizer, "tokenizer")
+    teachers = build_tokenizer(config.teacher_tokenizer, "teacher_tokenizer")
+    same_model.check_tokenizers(config, student, teacher, own, teachers)
+    return own, teachers
 
 
 def _build_objective(
@@ -163,13 +166,13 @@ def _build_source(
     to_batch = collate_with(*tokenizers, ignore)
     dataset = build_samples(config.dataset, "dataset", *tokenizers, ignore)
     batching = Batching(
-        config.batch_size,
-        config.gradient_accumulation_steps,
-        config.shuffle,
-        seed,
-        config.group_by_length,
-        config.max_steps_per_epoch,
-        config.num_workers,
+        batch_size=config.batch_size,
+        accumulation=config.gradient_accumulation_steps,
+        shuffle=config.shuffle,
+        seed=seed,
+        group_by_length=config.group_by_length,
+        max_steps=config.max_steps_per_epoch,
+        num_workers=config.num_workers,
     )
     return train_source(dataset, batching, placement, to_batch, ignore)
 
@@ -201,19 +204,37 @@ def _dynamic_scales(config: RunConfig, weights: Mapping[str, float]) -> DynamicS
 
 def _schedule(config: RunConfig) -> Schedule:
     return Schedule(
-        config.epochs,
-        config.log_every_n_steps,
-        config.run_val_every_n_steps,
-        config.save_every_n_steps,
-        config.keep_last_n,
-        config.skip_nonfinite_steps,
+        epochs=config.epochs,
+        log_every=config.log_every_n_steps,
+        validate_every=config.run_val_every_n_steps,
+        save_every=config.save_every_n_steps,
+        keep_last_n=config.keep_last_n,
+        skip_nonfinite=config.skip_nonfinite_steps,
     )
 
 
 def _optimization(config: RunConfig) -> Optimization:
     return Optimization(
-        partial(build.build_optimizer, config.optimizer),
-        partial(build.build_scheduler, config.lr_scheduler),
-        config.layer_projection.lr,
-        config.clip_grad_norm,
+        optimizer=partial(build.build_optimizer, config.optimizer),
+        scheduler=partial(build.build_scheduler, config.lr_scheduler),
+        terms_lr=config.layer_projection.lr,
+        max_norm=config.clip_grad_norm,
+    )
+
+
+def _export(config: RunConfig, checkpointer: Any, dtype: torch.dtype, card: CardFacts) -> Export:
+    return Export(checkpointer, dtype, config.epochs, config.save_adapter_weights_only, card)
+
+
+def _records(
+    config: RunConfig, cfg: DictConfig, lines: Callable[[], list[str]], export: Export
+) -> Records:
+    return Records(
+        directory=Path(config.output_dir),
+        config=OmegaConf.to_yaml(cfg),
+        make_loggers=partial(make_loggers, cfg),
+        profiler=build.build_profiler(config),
+        peak_memory=config.log_peak_memory_stats,
+        plan=lines,
+        export=export,
     )
