@@ -9,9 +9,11 @@ from torch.nn import functional as F
 
 from kd_losses import (
     CrossEntropy,
+    DistributionLoss,
     Divergence,
     ForwardKLLoss,
     Head,
+    KDLoss,
     Projected,
     ReverseKLLoss,
     RowTerm,
@@ -20,6 +22,7 @@ from kd_losses import (
     ULDLoss,
     chunked_sums,
 )
+from kd_losses.chunked.chunked_pass import ChunkedPass
 
 N, V, DS, DT = 23, 37, 6, 8
 IGNORE = -100
@@ -225,3 +228,69 @@ def test_terms_that_do_not_fit_are_refused(terms, message):
 def test_a_head_whose_bias_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"head.bias must be \[37\], got \[36\]"):
         Projected(torch.zeros(N, DS), Head(torch.zeros(V, DS), torch.zeros(V - 1)))
+
+
+class LogitSum(RowTerm):
+    """Its gradient is 1 everywhere, which autograd keeps as a single number."""
+
+    def per_token(self, student_logits, teacher_logits, labels):
+        return student_logits.sum(-1)
+
+
+class LogProbSum(DistributionLoss):
+    def divergence(self, log_p, log_q):
+        return log_q.sum(-1)
+
+
+class LogitDifference(KDLoss):
+    def per_token(self, student_logits, teacher_logits, labels):
+        return (student_logits - teacher_logits).sum(-1)
+
+
+@every_head
+@pytest.mark.parametrize(
+    "make",
+    [LogitSum, lambda: Divergence(LogProbSum()), lambda: Divergence(LogitDifference())],
+    ids=["term", "distribution", "divergence"],
+)
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_gradient_that_is_one_number(options, make, times):
+    student, teacher = make_side(DS, options, 1), make_side(DT, options, 2)
+    labels = make_labels()
+    kept = labels != IGNORE
+    term = make()
+    terms = [Scoped(CrossEntropy(), kept, 0.5), *[Scoped(term, kept, 0.25)] * times]
+    result = chunked_sums(student, teacher, labels, terms, chunk_size=5)
+    logits, theirs = dense(student)[kept], dense(teacher)[kept].detach()
+    ce = torch.nn.functional.cross_entropy(logits, labels[kept], reduction="sum")
+    total = 0.5 * ce + times * 0.25 * term.per_token(logits, theirs, labels[kept]).sum()
+    assert result.total.item() == pytest.approx(total.item(), rel=1e-10)
+    same_gradients(student, result.total, total)
+
+
+def test_cross_entropy_without_a_label_is_refused():
+    everywhere = torch.ones(N, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 37\).* got -100"):
+        chunked_sums(
+            make_side(DS, {}, 1), None, make_labels(), [Scoped(CrossEntropy(), everywhere, 1.0)]
+        )
+
+
+def test_what_is_only_observed_costs_no_backward(monkeypatch):
+    carried = []
+    add = ChunkedPass._add_gradients
+    monkeypatch.setattr(
+        ChunkedPass,
+        "_add_gradients",
+        lambda self, result, grad, positions: (
+            carried.append(positions) or add(self, result, grad, positions)
+        ),
+    )
+    student, teacher = make_side(DS, {}, 1), make_side(DT, {}, 2)
+    labels = make_labels()
+    kept = labels != IGNORE
+    terms = [Scoped(CrossEntropy(), kept, 1.0), Scoped(TopOneAgreement(), ~kept, 1.0)]
+    chunked_sums(student, teacher, labels, terms, chunk_size=4)
+    assert torch.cat(carried).tolist() == kept.nonzero().squeeze(-1).tolist()
+    alone = chunked_sums(student, teacher, labels, terms[1:])
+    assert alone.total.dtype == torch.float64

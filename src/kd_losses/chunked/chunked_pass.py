@@ -27,6 +27,11 @@ class Segment:
         """Whether any term reads the teacher's logits."""
         return any(one.term.needs_teacher for one in self.terms)
 
+    @property
+    def trains(self) -> bool:
+        """Whether any term has a gradient."""
+        return any(not one.term.observed for one in self.terms)
+
 
 @dataclass
 class PassResult:
@@ -95,8 +100,10 @@ class ChunkedPass:
             teacher_CV = None
             if segment.needs_teacher and self.teacher is not None:
                 teacher_CV = self.teacher.product_(positions, teacher_buffer)
-            self._add_sums_(result, segment.terms, student_CV, teacher_CV, self.labels[positions])
-            if result.with_grad:
+            with_grad = result.with_grad and segment.trains
+            labels = self.labels[positions]
+            self._add_sums_(result, segment.terms, student_CV, teacher_CV, labels, with_grad)
+            if with_grad:
                 self._add_gradients(result, student_CV, positions)
         return result
 
@@ -124,6 +131,7 @@ class ChunkedPass:
         student_CV: Tensor,
         teacher_CV: Tensor | None,
         labels: Tensor,
+        with_grad: bool,
     ) -> None:
         """Add the chunk's sums; overwrite its student products with their gradient if needed."""
         rows = tile_rows(len(student_CV), student_CV.shape[1], student_CV.device)
@@ -135,7 +143,7 @@ class ChunkedPass:
             if teacher_CV is not None and self.teacher is not None:
                 teacher = self.teacher.finish_(teacher_CV[part].to(student.dtype))
             tile = Tile(student, teacher, labels[part])
-            if not result.with_grad:
+            if not with_grad:
                 add_sums(result.sums, terms, tile)
                 continue
             slope = self.student.slope(student)

@@ -15,6 +15,7 @@ from kd_losses.chunked.chunked_pass import ChunkedPass, Segment, split_positions
 from kd_losses.chunked.rows import Projected, Rows
 from kd_losses.chunked.terms import RowTerm
 from kd_losses.chunked.tile import Weighted
+from kd_losses.divergences.base import upcast
 from kd_losses.functional import require, shared_vocab_size
 
 
@@ -83,7 +84,11 @@ def chunked_sums(
         if any(term.shares_vocabulary for term in used):
             shared = shared_vocab_size(own.vocab_size, theirs.vocab_size)
             own, theirs = own.cut(shared), theirs.cut(shared)
-    _check_labels(labels[labels != ignore_index], own.vocab_size)
+    used_labels = labels != ignore_index
+    for one in terms:
+        if one.term.on_labels:
+            used_labels = used_labels | one.mask
+    _check_labels(labels[used_labels], own.vocab_size)
     weighted = [Weighted(i, one.term, float(one.weight)) for i, one in enumerate(terms)]
     segments = split_positions([one.mask for one in terms], weighted)
     widest = max(side.vocab_size for side in (own, theirs) if side is not None)
@@ -119,7 +124,7 @@ class _Sums(torch.autograd.Function):
             bias_grad = bias_grad.to(bias.dtype)
         ctx.grads = result.hidden_grad, weight_grad, bias_grad
         ctx.mark_non_differentiable(*result.sums)
-        total = chunked.labels.new_zeros((), dtype=weight.dtype).float()
+        total = upcast(weight.new_zeros(()))
         trained = [w * result.sums[i] for i, term, w in terms if not term.observed]
         total = sum(trained[1:], trained[0]) if trained else total
         return total, *result.sums
@@ -158,6 +163,6 @@ def _check_labels(labels: Tensor, vocab_size: int) -> None:
     # On an accelerator this waits for the device, but so does finding the positions to project.
     if labels.numel() and not (labels.min() >= 0 and labels.max() < vocab_size):
         raise ValueError(
-            f"labels must lie in [0, {vocab_size}), the ids that both heads have, "
-            f"got {labels.min()} to {labels.max()}"
+            f"labels must lie in [0, {vocab_size}), the ids that both heads have, wherever they "
+            f"count, got {labels.min()} to {labels.max()}"
         )

@@ -50,7 +50,8 @@ class RowTerm:
             leaf = student_logits.detach().requires_grad_()
             value = self.per_token(leaf, teacher_logits, labels)
             (grad,) = torch.autograd.grad(value, leaf, torch.full_like(value, weight))
-        return value.detach(), grad
+        # That of a plain sum is one number seen from everywhere, which nobody could add to.
+        return value.detach(), grad.contiguous()
 
     @property
     def distribution(self) -> "KDLoss | None":

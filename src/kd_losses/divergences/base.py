@@ -77,7 +77,8 @@ class KDLoss(nn.Module, ABC):
             leaf = student_logits.detach().requires_grad_()
             loss = self.per_token(leaf, teacher_logits, labels)
             (grad,) = torch.autograd.grad(loss, leaf, torch.full_like(loss, weight))
-        return loss.detach(), grad
+        # That of a plain sum is one number seen from everywhere, which nobody could add to.
+        return loss.detach(), grad.contiguous()
 
     def forward(
         self,

@@ -51,7 +51,7 @@ class DistributionLoss(KDLoss):
             leaf = log_q.detach().requires_grad_()
             loss = self.divergence(log_p, leaf)
             (slope,) = torch.autograd.grad(loss.sum(), leaf)
-        return loss.detach(), slope.mul_(weight)
+        return loss.detach(), slope.contiguous().mul_(weight)
 
     def per_token(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of every token."""
