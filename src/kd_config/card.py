@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
+from kd_config.dataset_nodes import nodes_of
 from kd_config.public import environment_unresolved, public_config
 from kd_config.wording import component_text, mapping_text, model_directory
 
@@ -90,7 +91,5 @@ def _components(cfg: DictConfig) -> dict[str, str]:
 def _data(cfg: DictConfig) -> list[tuple[str, str]]:
     found = []
     for key, purpose in (("dataset", "training"), ("dataset_val", "validation")):
-        node = cfg.get(key)
-        nodes = list(node) if isinstance(node, ListConfig) else [node]
-        found += [(purpose, component_text(one)) for one in nodes if one is not None]
+        found += [(purpose, component_text(node)) for node in nodes_of(cfg.get(key))]
     return found

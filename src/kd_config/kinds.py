@@ -20,7 +20,7 @@ _MEMBER = {
     "dataset_val": "__getitem__",
 }
 # Arguments of these types are checked, and in these words. Every other annotation lets all pass.
-_WORDS = {
+WORDS = {
     bool: "true or false",
     int: "a whole number",
     float: "a number",
@@ -67,16 +67,16 @@ def check_value(key: str, value: Any, parameter: inspect.Parameter) -> None:
     union = get_origin(annotation) in (Union, UnionType)
     types = [get_origin(one) or one for one in (get_args(annotation) if union else [annotation])]
     types = [one for one in types if one is not Tensor]  # which no YAML holds
-    if (value is None and parameter.default is None) or not all(one in _WORDS for one in types):
+    if (value is None and parameter.default is None) or not all(one in WORDS for one in types):
         return
     if not any(_is_a(value, one) for one in types):
-        words = dict.fromkeys(_WORDS[one] for one in types)
+        words = dict.fromkeys(WORDS[one] for one in types)
         shown = "null" if value is None else repr(value)
         raise ValueError(f"config: {key} is {shown}; it must be {' or '.join(words)}")
 
 
 def _is_a(value: Any, wanted: Any) -> bool:
-    if _WORDS[wanted] == "a list":
+    if WORDS[wanted] == "a list":
         return isinstance(value, ListConfig)
     if wanted is Path:
         return isinstance(value, str)

@@ -8,10 +8,9 @@ import annotated_types
 from pydantic import ValidationError
 
 from kd_config.components import nearest
+from kd_config.kinds import WORDS
 from kd_config.schema import RunConfig, section
 
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text",
-          list: "a list"}  # fmt: skip
 _REASONS = {"fp16": " (fp16 needs gradient scaling, which is not done here)"}
 
 
@@ -71,7 +70,7 @@ def _must(path: Sequence[str]) -> str:
         if "lt" in bounds:
             return f"use {low} <= {name} < {high}"
         return f"it must lie between {low} and {high}"
-    text = _KINDS.get(kind, "something else")
+    text = WORDS.get(kind, "something else")
     text = text.replace("a number", "a finite number") if finite else text
     if "ge" in bounds:
         return f"it must be {text} of at least {low}"
@@ -93,7 +92,7 @@ def _read(annotations: Sequence[Any]) -> tuple[list[Any], list[type], dict[str, 
             more = _read(inner)
             choices, kinds = choices + more[0], kinds + more[1]
             bounds, finite = bounds | more[2], finite or more[3]
-        elif (origin or one) in _KINDS:
+        elif (origin or one) in WORDS:
             kinds.append(origin or one)
         elif hasattr(one, "metadata"):  # pydantic's Field
             more = _read(one.metadata)

@@ -17,8 +17,6 @@ def check_rules(config: RunConfig) -> None:
         raise ValueError(f"config: loss.num_output_chunks is {chunks!r}; it must be at least 1")
     _check_terms(config)
     weights = loss_weights(config)
-    if not any(weights.values()):
-        raise ValueError("config: kd_ratio, loss_scaling: every part has the weight 0: no loss")
     if config.layer_mapping == [] and weights["ir"] > 0:
         raise ValueError("config: layer_mapping names no pair; name some, or set it to none")
     if config.run_val_every_n_steps is not None and config.dataset_val is None:

@@ -4,6 +4,8 @@ Shape suffixes: N tokens, V vocabulary, K entries kept.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -125,3 +127,19 @@ def topk_indices(logits_NV: Tensor, k: int, ordered: bool = True) -> Tensor:
     candidates = torch.cat([members, rest.expand(len(members), -1)], dim=-1)
     chosen = logits_NV.gather(-1, candidates).topk(k, sorted=ordered).indices
     return candidates.gather(-1, chosen)
+
+
+def value_and_grad(
+    per_token: Callable[..., Tensor],
+    student_logits: Tensor,
+    teacher_logits: Any,
+    labels: Tensor,
+    weight: float,
+) -> tuple[Tensor, Tensor]:
+    """Return ``per_token`` of the three, and ``weight`` times its gradient by autograd."""
+    with torch.enable_grad():
+        leaf = student_logits.detach().requires_grad_()
+        value = per_token(leaf, teacher_logits, labels)
+        (grad,) = torch.autograd.grad(value, leaf, torch.full_like(value, weight))
+    # That of a plain sum is one number seen from everywhere, which nobody could add to.
+    return value.detach(), grad.contiguous()

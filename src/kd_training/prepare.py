@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from torchtune import training
 
 from hf_models.model import Model
-from kd_config.card import CardFacts, card_facts
+from kd_config.card import card_facts
 from kd_config.check import check_config, typed
 from kd_config.components import argument
 from kd_config.loggers import make_loggers
@@ -97,7 +97,12 @@ def prepare(cfg: DictConfig, placement: Placement) -> Run:
         schedule=_schedule(config),
         loading=Loading(*checkpointers, quantization),
         optimization=_optimization(config),
-        records=_records(config, cfg, lines, _export(config, checkpointers[0], dtype, card)),
+        records=_records(
+            config,
+            cfg,
+            lines,
+            Export(checkpointers[0], dtype, config.epochs, config.save_adapter_weights_only, card),
+        ),
         checkpoint=resuming.checkpoint,
         facts=facts,
         warnings=resuming.warnings,
@@ -140,8 +145,8 @@ def _build_objective(
     weights = loss_weights(config)
     find_teacher = cache(partial(build.build_teacher, config, dtype))
     parts = Parts(config, weights, student.facts, find_teacher, placement.device, ignore)
-    check_two_tokenizers(parts)
     terms = build_terms(parts)
+    check_two_tokenizers(parts, terms)
     teacher = find_teacher() if any(term.needs for term in terms) else None
     asked = None if teacher is None else Live(teacher)
     if asked is not None:
@@ -220,10 +225,6 @@ def _optimization(config: RunConfig) -> Optimization:
         terms_lr=config.layer_projection.lr,
         max_norm=config.clip_grad_norm,
     )
-
-
-def _export(config: RunConfig, checkpointer: Any, dtype: torch.dtype, card: CardFacts) -> Export:
-    return Export(checkpointer, dtype, config.epochs, config.save_adapter_weights_only, card)
 
 
 def _records(

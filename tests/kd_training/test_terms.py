@@ -121,6 +121,12 @@ def test_terms_that_do_not_fit_are_refused(make_run, changes, words):
     assert all(word in str(error.value) for word in words), str(error.value)
 
 
+def test_what_is_only_observed_trains_nothing_and_is_refused(make_run):
+    nothing = {f"loss_scaling.manual_scales.{key}": 0.0 for key in ("ce", "kd", "ir")}
+    with pytest.raises(ValueError, match="every part has the weight 0"):
+        make_run(nothing | {"terms": {"ahead": {"_component_": "own_terms.MarginAhead"}}})
+
+
 class Seq2Seq:
     """A T5 behind the interface of a model."""
 

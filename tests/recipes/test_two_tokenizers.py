@@ -115,6 +115,11 @@ def test_texts_that_never_meet_are_refused(tune_run, config, tmp_path, dry_run):
     [
         ({"teacher_tokenizer": None}, "ids differ .* teacher_tokenizer"),
         ({"kd_loss": {"_component_": "kd_losses.ForwardKLLoss"}}, "kd_loss.*kd_losses.ULDLoss"),
+        ({"log_agreement": True}, "log_agreement compares token by token"),
+        (
+            {"terms": {"ahead": {"_component_": "own_terms.MarginAhead"}}},
+            "terms.ahead compares token by token",
+        ),
         ({"layer_mapping": "forward"}, "layer_mapping must be none .* end at the same character"),
         ({"token_scope": {"kd": "all"}}, "token_scope.kd must be labels"),
         ({"prompt_kd_loss": ULD}, "prompt_kd_loss must be null"),

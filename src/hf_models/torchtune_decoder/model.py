@@ -46,10 +46,6 @@ class DecoderModel:
         """
         given = with_mask(inputs)
         tokens = given.pop("tokens")
-        # A view without taps sets no hooks: they would cost a compiled layer its graph.
-        if not taps:
-            with _without_head(self.module):
-                return View(self.module(tokens, **given), {})
         recorder = LayerTaps(self.module, taps, truncate=not logits, stacks=self.stacks)
         with recorder, _without_head(self.module):
             hidden = self.module(tokens, **given)

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from kd_losses.divergences.base import upcast
@@ -22,11 +23,20 @@ class Head(NamedTuple):
     scale: float = 1.0
     softcap: float | None = None
 
+    @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits ``[..., V]`` of few hidden states ``[..., D]``, in fp32 or wider."""
+        """Return the logits ``[..., V]`` of few hidden states ``[..., D]``, in fp32 or wider,
+        without a gradient.
+        """
         dtype = min(self.weight.dtype, hidden.dtype, key=lambda one: one.itemsize)
-        logits = upcast(hidden.to(dtype) @ self.weight.to(dtype).T)
+        return self.finish_(upcast(hidden.to(dtype) @ self.weight.to(dtype).T))
+
+    def finish_(self, product: Tensor) -> Tensor:
+        """Add the bias to products ``[..., V']`` of the first V' ids, scale, and cap; in place."""
         if self.bias is not None:
-            logits = logits + self.bias
-        logits = logits * self.scale
-        return logits if self.softcap is None else self.softcap * (logits / self.softcap).tanh()
+            product.add_(self.bias[: product.shape[-1]])
+        if self.scale != 1:
+            product.mul_(self.scale)
+        if self.softcap is not None:
+            product.div_(self.softcap).tanh_().mul_(self.softcap)
+        return product

@@ -104,14 +104,7 @@ class Projected:
 
     def finish_(self, product_RV: Tensor) -> Tensor:
         """Add the bias, scale, and cap."""
-        _, bias, scale, softcap = self.head
-        if bias is not None:
-            product_RV.add_(bias[: self.vocab_size])
-        if scale != 1:
-            product_RV.mul_(scale)
-        if softcap is not None:
-            product_RV.div_(softcap).tanh_().mul_(softcap)
-        return product_RV
+        return self.head.finish_(product_RV)
 
     def slope(self, logits_RV: Tensor) -> Tensor | float | None:
         """Return ∂logit/∂product at these logits; None where it is 1."""

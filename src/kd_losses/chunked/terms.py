@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kd_losses.divergences.base import KDLoss
-from kd_losses.functional import at_target, require
+from kd_losses.functional import at_target, require, value_and_grad
 
 
 class RowTerm:
@@ -46,12 +46,7 @@ class RowTerm:
 
         The callee may overwrite both logits.
         """
-        with torch.enable_grad():
-            leaf = student_logits.detach().requires_grad_()
-            value = self.per_token(leaf, teacher_logits, labels)
-            (grad,) = torch.autograd.grad(value, leaf, torch.full_like(value, weight))
-        # That of a plain sum is one number seen from everywhere, which nobody could add to.
-        return value.detach(), grad.contiguous()
+        return value_and_grad(self.per_token, student_logits, teacher_logits, labels, weight)
 
     @property
     def distribution(self) -> "KDLoss | None":

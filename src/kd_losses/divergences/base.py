@@ -9,7 +9,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from kd_losses.functional import cut_to_shared, drop_excluded, exclude, require
+from kd_losses.functional import (
+    cut_to_shared,
+    drop_excluded,
+    exclude,
+    require,
+    value_and_grad,
+)
 
 
 def upcast(x: Tensor) -> Tensor:
@@ -73,12 +79,7 @@ class KDLoss(nn.Module, ABC):
         Called with fp32 logits of heads: no id is `EXCLUDED`, and the callee may overwrite both.
         An override with a closed form folds the weight into a pass that it makes anyway.
         """
-        with torch.enable_grad():
-            leaf = student_logits.detach().requires_grad_()
-            loss = self.per_token(leaf, teacher_logits, labels)
-            (grad,) = torch.autograd.grad(loss, leaf, torch.full_like(loss, weight))
-        # That of a plain sum is one number seen from everywhere, which nobody could add to.
-        return loss.detach(), grad.contiguous()
+        return value_and_grad(self.per_token, student_logits, teacher_logits, labels, weight)
 
     def forward(
         self,

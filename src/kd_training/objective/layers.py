@@ -108,13 +108,19 @@ def build(name: str, parts: Parts) -> list[Term]:
             name if alone else f"{name}_{stack}",
             stack,
             _matcher(parts, stack, pairs),
-            lambda epoch, stack=stack: by_epoch(epoch)[stack],  # type: ignore[misc]
+            partial(_pairs_of_stack, by_epoch, stack),
             _scope(config, stack),
         )
         term.compared = f"teacher's layers, {term.scope}"
         term.loss_key = "ir_loss"
         terms.append(term)
     return terms
+
+
+def _pairs_of_stack(
+    by_epoch: Callable[[int], dict[str, list[Pair]]], stack: str, epoch: int
+) -> list[Pair]:
+    return by_epoch(epoch).get(stack, [])
 
 
 def _matcher(parts: Parts, stack: str, pairs: list[Pair]) -> LayerMatcher:

@@ -82,8 +82,9 @@ class Objective:
 
     def __call__(self, batch: Batch, divisors: Tensor) -> Sums:
         """One micro-batch's sums; the total weights each and divides it by ``divisors`` [T]."""
-        factors = dict(zip(self.terms, (1 / divisors.clamp(min=1)).tolist(), strict=True))
-        factors = {term: self.weight(term) * one for term, one in factors.items()}
+        inverse = (1 / divisors.clamp(min=1)).tolist()
+        pairs = zip(self.terms, inverse, strict=True)
+        factors = {term: self.weight(term) * one for term, one in pairs}
         taps = frozenset().union(*(term.taps for term in self.terms))
         student, teacher = self.student.view(batch.inputs, taps), Signal(None, {})
         needs = self.needs

@@ -26,7 +26,7 @@ def build_terms(parts: Parts) -> list[Term]:
     """The terms that the config asks for, its own ones under ``terms`` last.
 
     Raises:
-        ValueError: If one cannot be built.
+        ValueError: If one cannot be built, or none is trained for.
     """
     built = [term for name, build in TERMS.items() for term in build(name, parts)]
     for name, node in parts.config.terms.items():
@@ -40,4 +40,6 @@ def build_terms(parts: Parts) -> list[Term]:
         term.weighs_as = None if term.observed else name
         if term.observed or parts.weights[name] > 0:
             built.append(term)
+    if all(term.observed for term in built):
+        raise ValueError("config: kd_ratio, loss_scaling: every part has the weight 0: no loss")
     return built

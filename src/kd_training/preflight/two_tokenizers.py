@@ -1,10 +1,13 @@
 """What goes together with a teacher whose tokenizer is not the student's."""
 
+from collections.abc import Sequence
+
 from kd_config.dataset_nodes import is_packed
 from kd_training.objective.parts import Parts
+from kd_training.objective.term import Term
 
 
-def check_two_tokenizers(parts: Parts) -> None:
+def check_two_tokenizers(parts: Parts, terms: Sequence[Term]) -> None:
     """Check that ``teacher_tokenizer`` fits the parts of the loss and the data.
 
     Raises:
@@ -13,12 +16,12 @@ def check_two_tokenizers(parts: Parts) -> None:
     config, weights = parts.config, parts.weights
     if config.teacher_tokenizer is None:
         return
-    kd_loss = parts.divergence("kd_loss")
-    if weights["kd"] > 0 and kd_loss is not None and kd_loss.shares_vocabulary:
-        raise ValueError(
-            f"config: kd_loss: {type(kd_loss).__name__} compares token by token, but "
-            "teacher_tokenizer gives the teacher tokens of its own; use kd_losses.ULDLoss"
-        )
+    for term in terms:
+        if term.needs.distribution and term.rows is not None and term.rows.shares_vocabulary:
+            raise ValueError(
+                f"config: {_named(term)} compares token by token, but teacher_tokenizer gives the "
+                "teacher tokens of its own; use kd_losses.ULDLoss, and leave out all others"
+            )
     fits = {
         "layer_mapping": ("none", weights["ir"] == 0),
         "token_scope.kd": ("labels", config.token_scope.kd == "labels"),
@@ -36,3 +39,10 @@ def check_two_tokenizers(parts: Parts) -> None:
                 f"config: {key}.packed must be false with teacher_tokenizer: the two tokenizers "
                 "would pack other samples together"
             )
+
+
+def _named(term: Term) -> str:
+    """The key that asks for a term, and its divergence if it has one."""
+    divergence = getattr(term.rows, "kd_loss", None)
+    key = term.loss_key or f"log_{term.name}"
+    return key if divergence is None else f"{key}: {type(divergence).__name__}"

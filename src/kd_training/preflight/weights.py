@@ -53,5 +53,6 @@ def _cross_entropy(
     model.module.train(was_training)
     labels = labels.flatten()
     term = Scoped(CrossEntropy(), labels != ignore_index, 1.0)
-    sums = chunked_sums(Projected(hidden, model.head()), None, labels, [term])
+    rows = Projected(hidden, model.head())
+    sums = chunked_sums(rows, None, labels, [term], ignore_index=ignore_index)
     return (sums.sums[0] / term.mask.sum().clamp(min=1)).item()
