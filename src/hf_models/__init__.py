@@ -1,4 +1,4 @@
-"""A Hugging Face directory in; a torchtune decoder, tokenizer and checkpointer out; and back."""
+"""A Hugging Face directory in; a model, tokenizer and checkpointer out; and back."""
 
 from hf_models.checkpointer import HFCheckpointer
 from hf_models.directories import atomic_directory
@@ -12,6 +12,8 @@ from hf_models.torchtune_decoder.config import read_config
 from hf_models.torchtune_decoder.loading import load_weights
 from hf_models.torchtune_decoder.lora import head_weight, merged_state_dict
 from hf_models.torchtune_decoder.model import DecoderModel
+from hf_models.transformers_model.builders import auto_model, lora_auto_model
+from hf_models.transformers_model.model import TransformersModel
 from hf_models.vocabulary import vocabulary_mismatch
 
 __all__ = [
@@ -22,12 +24,15 @@ __all__ = [
     "ModelFacts",
     "Sampling",
     "Stack",
+    "TransformersModel",
     "View",
     "atomic_directory",
+    "auto_model",
     "decoder",
     "head_weight",
     "init_student",
     "load_weights",
+    "lora_auto_model",
     "lora_decoder",
     "merged_state_dict",
     "quantize",

@@ -8,16 +8,17 @@ import torch
 from torchtune.training import ADAPTER_CONFIG, ADAPTER_KEY, MODEL_KEY
 
 from hf_models.directories import atomic_directory, copy_tokenizer
-from hf_models.export import check_shard_size, write_adapter, write_model
-from hf_models.torchtune_decoder.names import hf_name, tune_name
-from hf_models.weights import find_tensors, read_tensors
+from hf_models.export import check_shard_size
+from hf_models.layout import Layout
+from hf_models.torchtune_decoder.layout import DecoderLayout
 
 
 class HFCheckpointer:
-    """Loads and saves the safetensors of a Llama, Qwen2 or Qwen3 directory.
+    """Loads and saves the safetensors of a Hugging Face directory.
 
-    Weights keep the layout of the files, so it belongs to :func:`~hf_models.decoder` and
-    :func:`~hf_models.lora_decoder`; torchtune's Llama builders expect permuted ones and need
+    It belongs to the models of this room: :func:`~hf_models.decoder` and
+    :func:`~hf_models.lora_decoder`, and, with their ``layout``, :func:`~hf_models.auto_model` and
+    :func:`~hf_models.lora_auto_model`. torchtune's Llama builders expect permuted weights and need
     torchtune's own checkpointer.
 
     Args:
@@ -36,6 +37,8 @@ class HFCheckpointer:
         tokenizer_dir: Directory of the tokenizer that is saved beside the weights: that of
             ``checkpoint_dir``, until whoever trains with another one sets it.
         base_dir: The directory that a saved adapter names as its base; None for none.
+        layout: What the weights are called: as in torchtune's decoders, until whoever builds
+            another model sets its own.
 
     Raises:
         ValueError: If asked to restore the state of a recipe, or ``max_shard_size`` is no size.
@@ -67,26 +70,28 @@ class HFCheckpointer:
         self.output_dir = None if output_dir is None else Path(output_dir)
         check_shard_size(max_shard_size)
         self.max_shard_size = max_shard_size
+        self.layout: Layout = DecoderLayout()
 
-    def check(self) -> None:
+    def check(self) -> list[str]:
         """Checks config, file headers, tensor names and shapes without reading weights.
 
+        Returns:
+            What a person should know, such as weights that are not there and start at random.
+
         Raises:
             FileNotFoundError: If a file is missing.
             ValueError: If a file is corrupt, or a tensor is missing, unexpected or misshapen.
         """
-        find_tensors(self.checkpoint_dir, self.checkpoint_files)
+        return self.layout.check(self.checkpoint_dir, self.checkpoint_files)
 
     def load_checkpoint(self) -> dict[str, dict[str, torch.Tensor]]:
-        """The weights under torchtune's names, memory-mapped in the dtype of the files.
+        """The weights under the module's names, in the dtype of the files.
 
         Raises:
             FileNotFoundError: If a file is missing.
             ValueError: If a file is corrupt, or a tensor is missing, unexpected or misshapen.
         """
-        found = find_tensors(self.checkpoint_dir, self.checkpoint_files)
-        tensors = read_tensors(found)
-        return {MODEL_KEY: {tune_name(name): tensor for name, tensor in tensors.items()}}
+        return {MODEL_KEY: self.layout.read(self.checkpoint_dir, self.checkpoint_files)}
 
     def save_checkpoint(
         self,
@@ -106,7 +111,7 @@ class HFCheckpointer:
         Args:
             state_dict: The model under ``MODEL_KEY``; with LoRA also ``ADAPTER_KEY`` (its
                 matrices) and ``ADAPTER_CONFIG`` (``r``, ``lora_alpha``, ``target_modules``). All
-                under torchtune's names.
+                under the module's names.
             epoch: Number of the epoch.
             intermediate_checkpoint: Accepted and ignored: the state of a recipe is not saved here.
             adapter_only: Write ``adapter/`` only.
@@ -125,14 +130,18 @@ class HFCheckpointer:
             if not adapter:
                 raise ValueError("HFCheckpointer: there is no adapter to save")
             with atomic_directory(target / "adapter") as folder:
-                write_adapter(adapter, state_dict[ADAPTER_CONFIG], self.base_dir, folder)
+                config = state_dict[ADAPTER_CONFIG]
+                self.layout.write_adapter(adapter, config, self.base_dir, folder)
                 copy_tokenizer(self.tokenizer_dir, folder)
             return
-        model = {hf_name(name): tensor for name, tensor in state_dict[MODEL_KEY].items()}
         with atomic_directory(target) as folder:
-            write_model(
-                model, self.checkpoint_dir, folder, {}, self.max_shard_size, self.tokenizer_dir
+            self.layout.write(
+                state_dict[MODEL_KEY],
+                self.checkpoint_dir,
+                folder,
+                self.max_shard_size,
+                self.tokenizer_dir,
             )
             if adapter:
                 config = state_dict[ADAPTER_CONFIG]
-                write_adapter(adapter, config, self.base_dir, folder / "adapter")
+                self.layout.write_adapter(adapter, config, self.base_dir, folder / "adapter")

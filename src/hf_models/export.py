@@ -18,7 +18,8 @@ from hf_models.directories import (
     portable_path,
     without_machine_paths,
 )
-from hf_models.torchtune_decoder.config import parse_config, read_raw_config
+from hf_models.raw_config import read_raw_config
+from hf_models.torchtune_decoder.config import parse_config
 from hf_models.torchtune_decoder.names import hf_module_name, hf_name, peft_name
 from hf_models.weights import INDEX_FILE, TensorInfo, check_tensors
 
@@ -77,7 +78,7 @@ def write_model(
     check_tensors(infos, config, "weights to save")
     copy_companions(config_source_dir, folder)
     copy_tokenizer(tokenizer_dir or config_source_dir, folder)
-    _write_json(folder / "config.json", raw)
+    write_json(folder / "config.json", raw)
     _write_shards(tensors, folder, max_shard_size)
 
 
@@ -102,9 +103,9 @@ def write_adapter(
     named = None if base_dir is None else portable_path(base_dir)
     base = {"target_modules": targets, "base_model_name_or_path": named}
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "adapter_config.json", {**defaults, **adapter_config, **base})
+    write_json(folder / "adapter_config.json", {**defaults, **adapter_config, **base})
     tensors = {peft_name(name): tensor for name, tensor in adapter.items()}
-    _write_file(tensors, folder / "adapter_model.safetensors")
+    write_tensors(tensors, folder / "adapter_model.safetensors")
 
 
 def check_shard_size(size: int | str) -> None:
@@ -118,10 +119,10 @@ def check_shard_size(size: int | str) -> None:
 def _write_shards(tensors: Tensors, folder: Path, max_shard_size: int | str) -> None:
     split = _split(tensors, max_shard_size)
     for file, names in split.filename_to_tensors.items():
-        _write_file({name: tensors[name] for name in names}, folder / file)
+        write_tensors({name: tensors[name] for name in names}, folder / file)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        _write_json(folder / INDEX_FILE, index)
+        write_json(folder / INDEX_FILE, index)
 
 
 def _split(tensors: Tensors, max_shard_size: int | str) -> Any:
@@ -133,7 +134,12 @@ def _split(tensors: Tensors, max_shard_size: int | str) -> Any:
     )
 
 
-def _write_file(tensors: Tensors, path: Path) -> None:
+def write_tensors(tensors: Tensors, path: Path) -> None:
+    """Write one safetensors file.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(plain, path, metadata={"format": "pt"})
@@ -141,5 +147,6 @@ def _write_file(tensors: Tensors, path: Path) -> None:
         raise OSError(f"{path}: could not be written: {err}") from err
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write one JSON file, as transformers lays it out."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -9,7 +9,8 @@ from torchtune.training.precision import PRECISION_STR_TO_DTYPE
 
 from hf_models.directories import atomic_directory
 from hf_models.export import write_model
-from hf_models.torchtune_decoder.config import parse_config, read_config, read_raw_config
+from hf_models.raw_config import read_raw_config
+from hf_models.torchtune_decoder.config import parse_config, read_config
 from hf_models.weights import find_tensors, read_tensors
 from layer_mapping import forward
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
+from hf_models.layout import Layout
 from kd_losses import Head
 from layer_mapping import Tap
 
@@ -39,12 +41,41 @@ class ModelFacts:
         vocabulary: Number of ids that it has embeddings for.
         max_positions: Longest sequence that it takes; None without a limit.
         stacks: Size of each stack, in the order in which they run.
+        classes: Number of classes of a classifier; None of a language model.
+        pad_id: The token that it takes for padding, if that matters to it.
+        decoder_start_id: What an encoder-decoder's targets start from.
+        separates_documents: Whether several of them may lie in one row.
+        name: What messages call it.
     """
 
     task: str
     vocabulary: int
     max_positions: int | None
     stacks: Mapping[str, Stack]
+    classes: int | None = None
+    pad_id: int | None = None
+    decoder_start_id: int | None = None
+    separates_documents: bool = True
+    name: str = "the model"
+
+    @property
+    def outputs(self) -> int:
+        """Number of ids, or classes, among which it predicts."""
+        return self.vocabulary if self.classes is None else self.classes
+
+
+class Merged(NamedTuple):
+    """A model's weights without an adapter, and the adapter by itself.
+
+    Attributes:
+        weights: All of them, with the adapter merged into them.
+        adapter: Its tensors; None without one.
+        adapter_config: What a reader must know of it; None without one.
+    """
+
+    weights: dict[str, Tensor]
+    adapter: dict[str, Tensor] | None
+    adapter_config: dict[str, Any] | None
 
 
 class Sampling(NamedTuple):
@@ -74,6 +105,10 @@ class Model(Protocol):
     module: nn.Module
     facts: ModelFacts
 
+    @property
+    def layout(self) -> Layout:
+        """How a directory keeps its weights."""
+
     def view(
         self, inputs: Mapping[str, Tensor], taps: Collection[Tap] = (), logits: bool = True
     ) -> View:
@@ -86,6 +121,9 @@ class Model(Protocol):
                 and ``hidden`` is meaningless.
         """
 
+    def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Its own logits [B, S, V], whole: for a proof on a few positions."""
+
     def head(self) -> Head:
         """How ``hidden`` becomes logits; differentiable in what is trained of it."""
 
@@ -94,6 +132,30 @@ class Model(Protocol):
 
     def head_modules(self) -> list[nn.Module]:
         """The modules that hold the head's weights, which is read outside of a forward."""
+
+    def train_adapter(self) -> bool:
+        """Leave its adapter trainable and nothing else; False, and all as it is, without one."""
+
+    def complete_state(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """All that its state dict holds, each in its parameter's dtype.
+
+        Args:
+            weights: What a directory's weights were read as: all but the adapter, which starts such
+                that it changes nothing.
+
+        Raises:
+            ValueError: If a weight is missing, unexpected or of the wrong shape.
+        """
+
+    def fill_buffers(self, device: torch.device | str) -> None:
+        """Put there what no state dict holds."""
+
+    def merged(self, state: Mapping[str, Tensor] | None = None) -> Merged:
+        """What is exported, on the CPU; the live model is not changed.
+
+        Args:
+            state: Its full state where it does not hold that itself, because it is sharded.
+        """
 
     def generate(
         self,

@@ -44,8 +44,8 @@ def find_tensors(
             not floating-point. The message names the file and the tensor.
     """
     config = read_config(checkpoint_dir)
-    paths = _weight_files(Path(checkpoint_dir), files)
-    found = {name: info for path in paths for name, info in _read_header(path).items()}
+    paths = weight_files(Path(checkpoint_dir), files)
+    found = {name: info for path in paths for name, info in read_header(path).items()}
     found = {name: info for name, info in found.items() if not _is_ignored(name, config)}
     check_tensors(found, config, str(checkpoint_dir))
     return found
@@ -89,7 +89,13 @@ def check_tensors(found: Mapping[str, TensorInfo], config: PreTrainedConfig, whe
             )
 
 
-def _weight_files(folder: Path, names: Iterable[str] | None) -> list[Path]:
+def weight_files(folder: Path, names: Iterable[str] | None = None) -> list[Path]:
+    """The safetensors files of these names, or those that transformers would load.
+
+    Raises:
+        FileNotFoundError: If one is missing, or only pickled weights are there.
+        ValueError: If the index is damaged, or a name is none of a file in the directory.
+    """
     if names is None:
         names = [SINGLE_FILE] if (folder / SINGLE_FILE).exists() else _indexed_files(folder)
     paths = []
@@ -117,7 +123,12 @@ def _indexed_files(folder: Path) -> list[str]:
     raise FileNotFoundError(f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE} is here")
 
 
-def _read_header(path: Path) -> dict[str, TensorInfo]:
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """What a file's header says of its tensors.
+
+    Raises:
+        ValueError: If the file is no whole safetensors file, or a tensor is no floating-point one.
+    """
     header = {}
     try:
         with safe_open(path, framework="pt") as file:

@@ -1,10 +1,9 @@
 """Components: what `_component_` names, the check of its arguments, and what it builds."""
 
-import difflib
 import importlib
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from omegaconf import DictConfig, ListConfig
 from torchtune.config import instantiate
 
 from hf_models.missing import missing
+from hf_models.nearest import nearest
 from kd_config.dataset_nodes import FILE_READERS
 from kd_config.kinds import check_class, check_value, expect
 
@@ -139,9 +139,3 @@ def _nearest_in_module(path: str) -> str:
     module, _, name = path.rpartition(".")
     loaded = sys.modules.get(module)  # importing it has been tried
     return "" if loaded is None else nearest(name, getattr(loaded, "__all__", dir(loaded)))
-
-
-def nearest(name: Any, valid: Iterable[Any]) -> str:
-    """``; did you mean …?``, or nothing where nothing is near."""
-    close = difflib.get_close_matches(str(name), [str(v) for v in valid], n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 LOGITS = "logits"  # the place of what is computed from logits; other places are stacks of layers
-DECODER = "decoder"
+ENCODER, DECODER = "encoder", "decoder"
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from hf_models.model import ModelFacts
 from kd_data.batch import Batch
 from kd_data.ranks import Ranks
 from kd_data.samples import Share
 from kd_data.sampling import EpochSampler, by_length, in_order, sample_lengths, shuffled
 from kd_data.sources import DatasetSource
-from kd_data.tasks import collate
+from kd_data.tasks import collate, collate_classification, collate_seq2seq
 from kd_data.workers import worker_options
 
 Collate = Callable[[Sequence[Any]], Batch]
@@ -43,14 +44,27 @@ class Batching:
     num_workers: int = 0
 
 
-def collate_with(tokenizer: Any, teacher_tokenizer: Any, ignore_index: int) -> Collate:
-    """Makes batches of samples that these tokenizers have made."""
-    return partial(
-        collate,
-        pad_id=tokenizer.pad_id,
-        ignore_index=ignore_index,
-        teacher_pad_id=0 if teacher_tokenizer is None else teacher_tokenizer.pad_id,
-    )
+def collate_with(
+    facts: ModelFacts, tokenizer: Any, teacher_tokenizer: Any, ignore_index: int
+) -> Collate:
+    """Makes a model's batches of samples that these tokenizers have made."""
+    if facts.task == "causal_lm":
+        return partial(
+            collate,
+            pad_id=tokenizer.pad_id,
+            ignore_index=ignore_index,
+            teacher_pad_id=0 if teacher_tokenizer is None else teacher_tokenizer.pad_id,
+        )
+    shared: dict[str, Any] = {
+        "pad_id": tokenizer.pad_id if facts.pad_id is None else facts.pad_id,
+        "ignore_index": ignore_index,
+        "max_positions": facts.max_positions,
+    }
+    if facts.task == "seq2seq_lm":
+        start: Any = facts.decoder_start_id
+        return partial(collate_seq2seq, decoder_start_id=start, **shared)
+    classes: Any = facts.classes
+    return partial(collate_classification, classes=classes, **shared)
 
 
 def train_source(

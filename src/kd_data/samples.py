@@ -1,12 +1,15 @@
 """From the config's dataset nodes to samples, and what is wrong with them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
 from torch.utils.data import Dataset
 from torchtune.datasets import ConcatDataset
 
+from hf_models.model import ModelFacts
 from kd_config.components import component, expect, reason
+from kd_config.dataset_nodes import nodes_of
 from kd_data.two_tokenizers import TwoTokenizers
 
 _LOOK_FOR_LABELS_IN = 1000
@@ -15,21 +18,35 @@ _FEWEST_PAIRED = 0.05
 
 
 def build_dataset(
-    node: DictConfig | ListConfig, tokenizer: Any, key: str, ignore_index: int
+    node: DictConfig | ListConfig,
+    tokenizer: Any,
+    key: str,
+    ignore_index: int,
+    facts: ModelFacts | None = None,
 ) -> Any:
     """The dataset that ``node`` names; a list of nodes is concatenated.
 
+    Args:
+        node: What a config's key ``key`` holds.
+        tokenizer: What it is built with.
+        key: Its key.
+        ignore_index: Label of what is no target.
+        facts: The model that it is for; None for a causal one.
+
     Raises:
-        ValueError: If it is empty or its first samples carry no label at all.
+        ValueError: If it is empty, its first samples carry no label at all, or a label is none of
+            the model's classes.
     """
-    if isinstance(node, ListConfig):
-        dataset = _Named(ConcatDataset([component(one, key, tokenizer) for one in node]), key)
-    else:
-        dataset = _Named(component(node, key, tokenizer), key)
+    built = [component(one, key, tokenizer) for one in nodes_of(node)]
+    if facts is not None and facts.classes is not None:
+        _check_classes(built, key, facts.classes)
+    dataset = _Named(built[0] if len(built) == 1 else ConcatDataset(built), key)
     if len(dataset) == 0:
         raise ValueError(f"{key} is empty; check its files, split and filters")
     looked_at = min(len(dataset), _LOOK_FOR_LABELS_IN)
-    if not any(_has_target(dataset[i], ignore_index) for i in range(looked_at)):
+    # The first token of a text that is predicted is nobody's target.
+    first = 1 if facts is None or facts.task == "causal_lm" else 0
+    if not any(_has_target(dataset[i], ignore_index, first) for i in range(looked_at)):
         raise ValueError(
             f"{key}: all labels of its first {looked_at} samples are masked: nothing to learn; "
             "check its columns, train_on_prompt/train_on_input and tokenizer.max_seq_len"
@@ -43,13 +60,14 @@ def build_samples(
     tokenizer: Any,
     teacher_tokenizer: Any,
     ignore_index: int,
+    facts: ModelFacts | None = None,
 ) -> Any:
     """The dataset that ``node`` names, for a teacher with a tokenizer of its own in its tokens too.
 
     Raises:
         ValueError: See `build_dataset`; or if hardly a target has a counterpart of the teacher's.
     """
-    dataset = build_dataset(node, tokenizer, key, ignore_index)
+    dataset = build_dataset(node, tokenizer, key, ignore_index, facts)
     if teacher_tokenizer is None:
         return dataset
     teachers = build_dataset(node, teacher_tokenizer, key, ignore_index)
@@ -80,9 +98,19 @@ def build_tokenizer(node: DictConfig | None, key: str) -> Any:
     return tokenizer
 
 
-def _has_target(sample: dict[str, Any], ignore_index: int) -> bool:
-    # The first token is nobody's target.
-    return any(int(label) != ignore_index for label in sample["labels"][1:])
+def _has_target(sample: dict[str, Any], ignore_index: int, first: int) -> bool:
+    return any(int(label) != ignore_index for label in sample["labels"][first:])
+
+
+def _check_classes(datasets: Sequence[Any], key: str, classes: int) -> None:
+    """Look at all labels at once, where a dataset knows its largest."""
+    for dataset in datasets:
+        largest = getattr(dataset, "largest_label", None)
+        if largest is not None and largest >= classes:
+            raise ValueError(
+                f"config: {key}: its labels go up to {largest}, but the model has {classes} "
+                f"classes, from 0 to {classes - 1}; set model.num_labels, or mend the data"
+            )
 
 
 class _Named(Dataset):

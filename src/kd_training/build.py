@@ -12,7 +12,6 @@ from torchao.core.config import AOBaseConfig
 from torchtune import training
 from torchtune.modules import TransformerDecoder
 from torchtune.modules.loss import CEWithChunkedOutputLoss
-from torchtune.modules.peft import get_adapter_params, set_trainable_params
 
 from hf_models import HFCheckpointer
 from hf_models.blocks import checkpoint_blocks, compile_blocks
@@ -20,6 +19,7 @@ from hf_models.model import Model
 from hf_models.precision import keep_masters
 from hf_models.quantization import NF4
 from hf_models.torchtune_decoder.model import DecoderModel
+from hf_models.transformers_model.model import TransformersModel
 from kd_config.components import argument, component, expect
 from kd_config.schema import RunConfig
 from kd_training.placement.offloading import check_offloading, offload_activations
@@ -31,9 +31,12 @@ def build_model(config: RunConfig, key: str, dtype: torch.dtype) -> Model:
     """The model that a key names, on the meta device."""
     node = getattr(config, key)
     with training.set_default_dtype(dtype), torch.device("meta"):
-        decoder = component(node, key)
-    expect(isinstance(decoder, TransformerDecoder), node, key, "a torchtune decoder")
-    return DecoderModel(decoder)
+        built = component(node, key)
+    if isinstance(built, TransformersModel):
+        return built
+    kind = "a torchtune decoder, or hf_models.auto_model"
+    expect(isinstance(built, TransformerDecoder), node, key, kind)
+    return DecoderModel(built)
 
 
 def build_student(config: RunConfig, dtype: torch.dtype) -> Model:
@@ -47,10 +50,8 @@ def build_student(config: RunConfig, dtype: torch.dtype) -> Model:
             activations cannot be offloaded.
     """
     model = build_model(config, "model", dtype)
-    adapter = get_adapter_params(model.module)
-    if adapter:
-        set_trainable_params(model.module, adapter)
-    elif config.save_adapter_weights_only:
+    adapter = model.train_adapter()
+    if not adapter and config.save_adapter_weights_only:
         raise ValueError(
             f"config: save_adapter_weights_only is true, but {config.model._component_} has no "
             "adapter; set it to false, or train one with hf_models.lora_decoder"
@@ -105,12 +106,22 @@ def build_quantization(config: RunConfig) -> Any:
     return built
 
 
-def build_checkpointer(config: RunConfig, key: str) -> Any:
-    """The checkpointer that a key names, with the headers of its files checked where it can."""
+def build_checkpointer(config: RunConfig, key: str, model: Model) -> tuple[Any, list[str]]:
+    """The checkpointer that a key names, with the headers of its files checked where it can.
+
+    Returns:
+        It, and what a person should know of its files.
+
+    Raises:
+        ValueError: If it is none that knows the names of the model's weights.
+    """
     checkpointer = component(getattr(config, key), key)
     if isinstance(checkpointer, HFCheckpointer):
-        checkpointer.check()
-    return checkpointer
+        checkpointer.layout = model.layout
+        return checkpointer, checkpointer.check()
+    fits = isinstance(model.module, TransformerDecoder)
+    expect(fits, getattr(config, key), key, f"hf_models.HFCheckpointer for {model.facts.name}")
+    return checkpointer, []
 
 
 def build_scheduler(node: Any, optimizer: torch.optim.Optimizer, num_steps: int) -> Any:

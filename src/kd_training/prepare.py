@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torchtune import training
 
-from hf_models.model import Model
+from hf_models.model import Model, ModelFacts
 from kd_config.card import card_facts
 from kd_config.check import check_config, typed
 from kd_config.components import argument
@@ -34,6 +34,7 @@ from kd_training.output.student import Export
 from kd_training.placement.one_device import Placement
 from kd_training.preflight import estimates, same_model
 from kd_training.preflight.plan import plan
+from kd_training.preflight.same_task import check_same_task
 from kd_training.preflight.sources import check_sources
 from kd_training.preflight.two_tokenizers import check_two_tokenizers
 from kd_training.prepared import Loading, Optimization, Records, Run, Schedule
@@ -79,8 +80,8 @@ def prepare(cfg: DictConfig, placement: Placement) -> Run:
     objective, teacher = _build_objective(config, student, dtype, placement, ignore)
     quantization = build.build_quantization(config)
     tokenizers = _build_tokenizers(config, student, teacher)
-    checkpointers = _build_checkpointers(config, cfg, with_teacher=teacher is not None)
-    source = _build_source(config, placement, seed, tokenizers, ignore)
+    own, teachers, notes = _build_checkpointers(config, cfg, student, teacher)
+    source = _build_source(config, placement, seed, tokenizers, ignore, student.facts)
     if facts:
         source.check_same(facts["source"])
     lines = partial(plan, config, student, teacher, objective.terms, source, dtype, placement)
@@ -95,17 +96,17 @@ def prepare(cfg: DictConfig, placement: Placement) -> Run:
         validator=_build_validator(config, placement, objective, tokenizers, ignore),
         scales=_dynamic_scales(config, objective.weights),
         schedule=_schedule(config),
-        loading=Loading(*checkpointers, quantization),
+        loading=Loading(own, teachers, quantization),
         optimization=_optimization(config),
         records=_records(
             config,
             cfg,
             lines,
-            Export(checkpointers[0], dtype, config.epochs, config.save_adapter_weights_only, card),
+            Export(own, dtype, config.epochs, config.save_adapter_weights_only, card),
         ),
         checkpoint=resuming.checkpoint,
         facts=facts,
-        warnings=resuming.warnings,
+        warnings=[*resuming.warnings, *notes],
     )
 
 
@@ -130,6 +131,7 @@ def _look_at_output(config: RunConfig, placement: Placement) -> _Resuming:
 
 def _build_tokenizers(config: RunConfig, student: Model, teacher: Model | None) -> Tokenizers:
     """Both tokenizers, seen to belong to the models and their files."""
+    check_same_task(config, student, teacher)
     estimates.check_length(config, student, teacher)
     same_model.check_model_configs(config, with_teacher=teacher is not None)
     own = build_tokenizer(config.tokenizer, "tokenizer")
@@ -156,20 +158,31 @@ def _build_objective(
     return Objective(student, asked, terms, weights, ignore, num_chunks), teacher
 
 
-def _build_checkpointers(config: RunConfig, cfg: DictConfig, with_teacher: bool) -> tuple[Any, Any]:
-    student = build.build_checkpointer(config, "checkpointer")
+def _build_checkpointers(
+    config: RunConfig, cfg: DictConfig, student: Model, teacher: Model | None
+) -> tuple[Any, Any, list[str]]:
+    """Those of student and teacher, and what starts at random in the student."""
+    own, notes = build.build_checkpointer(config, "checkpointer", student)
     hidden_base = from_environment(cfg, "checkpointer.checkpoint_dir")
-    same_model.prepare_export(config, student, hidden_base)
-    if not with_teacher:
-        return student, None
-    return student, build.build_checkpointer(config, "teacher_checkpointer")
+    same_model.prepare_export(config, own, hidden_base)
+    if teacher is None:
+        return own, None, notes
+    teachers, untrained = build.build_checkpointer(config, "teacher_checkpointer", teacher)
+    if untrained:
+        raise ValueError(f"config: teacher_checkpointer: {untrained[0]}; a teacher must be trained")
+    return own, teachers, notes
 
 
 def _build_source(
-    config: RunConfig, placement: Placement, seed: int, tokenizers: Tokenizers, ignore: int
+    config: RunConfig,
+    placement: Placement,
+    seed: int,
+    tokenizers: Tokenizers,
+    ignore: int,
+    facts: ModelFacts,
 ) -> DatasetSource:
-    to_batch = collate_with(*tokenizers, ignore)
-    dataset = build_samples(config.dataset, "dataset", *tokenizers, ignore)
+    to_batch = collate_with(facts, *tokenizers, ignore)
+    dataset = build_samples(config.dataset, "dataset", *tokenizers, ignore, facts)
     batching = Batching(
         batch_size=config.batch_size,
         accumulation=config.gradient_accumulation_steps,
@@ -191,11 +204,12 @@ def _build_validator(
 ) -> Validator | None:
     if config.dataset_val is None:
         return None
+    facts = objective.student.facts
     loader = val_loader(
-        build_samples(config.dataset_val, "dataset_val", *tokenizers, ignore),
+        build_samples(config.dataset_val, "dataset_val", *tokenizers, ignore, facts),
         config.batch_size_val or config.batch_size,
         placement,
-        collate_with(*tokenizers, ignore),
+        collate_with(facts, *tokenizers, ignore),
         config.num_workers,
     )
     measured_by = json.dumps([config.plain(_MEASURE), objective.weights], sort_keys=True)

@@ -81,7 +81,7 @@ class Saving:
     def _export(self, which: str) -> None:
         best = which == BEST
         self.prepared.records.export.write(
-            self.prepared.student.module,
+            self.prepared.student,
             self.placement,
             self.progress.epoch - (not best),
             best,

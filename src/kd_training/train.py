@@ -10,6 +10,7 @@ from kd_training.checkpoint.run_state import RunState
 from kd_training.checkpoint.tensors import load_tensors
 from kd_training.loop import Loop
 from kd_training.output.metrics import peak_memory_gib
+from kd_training.preflight.proof import check_models
 from kd_training.prepared import Run
 from kd_training.step import OptimizerStep
 
@@ -33,6 +34,7 @@ def load(run: Run) -> Loaded:
     placement.place(run.student, loading.student)
     if run.teacher is not None:
         placement.place_teacher(run.teacher, loading.teacher, loading.quantization)
+    check_models(run.student, run.teacher, run.source.first_batch().to(placement.device))
     parameters = [p for p in run.student.module.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": parameters}]
     for module in run.objective.modules.values():

@@ -7,6 +7,7 @@ import os
 import time
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -21,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import set_model_state_dict
 from torch.distributed.distributed_c10d import _get_default_store, _set_pg_timeout
 
 from hf_models import HFCheckpointer
+from hf_models.model import Merged
 from kd_config.check import check_config, typed
 from kd_training import run
 from kd_training.build import build_student
@@ -107,8 +109,8 @@ class SlowCheckpointer:
 def save_while_the_other_waits(rank, file):
     checkpointer, placement = SlowCheckpointer(file), Told("cpu")
     export = Export(checkpointer, torch.float32, epochs=1, adapter_only=False, card=None)
-    with mock.patch("kd_training.output.student.merged_state_dict", return_value=({}, None, None)):
-        save_student(export, nn.Linear(1, 1), placement, epoch=0, best=False)
+    student = SimpleNamespace(module=nn.Linear(1, 1), merged=lambda _: Merged({}, None, None))
+    save_student(export, student, placement, epoch=0, best=False)
     written = file.exists()
     let_know(f"rank {rank} goes on")
     assert written

@@ -1,13 +1,12 @@
 """What a Hugging Face directory's config.json says, and whether we can build it."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, PreTrainedConfig
 
-from hf_models.missing import missing
+from hf_models.raw_config import read_raw_config
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3")
 _SIZES = (
@@ -34,28 +33,6 @@ def read_config(checkpoint_dir: str | Path) -> PreTrainedConfig:
             message names the file and the feature.
     """
     return parse_config(read_raw_config(checkpoint_dir), str(Path(checkpoint_dir, "config.json")))
-
-
-def read_raw_config(checkpoint_dir: str | Path) -> dict[str, Any]:
-    """config.json as it stands, for edits that keep every field that is not touched.
-
-    Raises:
-        FileNotFoundError: If the directory or its config.json does not exist.
-        ValueError: If the file holds no JSON object.
-    """
-    folder = Path(checkpoint_dir)
-    if not folder.is_dir():
-        raise FileNotFoundError(missing(folder, "model directory"))
-    path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found; a Hugging Face model directory has one")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as err:
-        raise ValueError(f"{path}: not valid JSON: {err}") from err
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path}: holds no JSON object")
-    return raw
 
 
 def parse_config(raw: dict[str, Any], source: str) -> PreTrainedConfig:

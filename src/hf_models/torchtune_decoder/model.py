@@ -6,11 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchtune.modules.peft import get_adapter_params, set_trainable_params
 
-from hf_models.model import ModelFacts, Sampling, Stack, View
+from hf_models.model import Merged, ModelFacts, Sampling, Stack, View
 from hf_models.torchtune_decoder.attention_mask import with_mask
 from hf_models.torchtune_decoder.generate import generate
-from hf_models.torchtune_decoder.lora import head_weight
+from hf_models.torchtune_decoder.layout import DecoderLayout
+from hf_models.torchtune_decoder.loading import complete_state, compute_rope
+from hf_models.torchtune_decoder.lora import head_weight, merged_state_dict
 from kd_losses import Head
 from layer_mapping import LayerTaps, Tap
 
@@ -23,6 +26,8 @@ class DecoderModel:
     Args:
         module: The decoder, on any device.
     """
+
+    layout = DecoderLayout()
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -53,6 +58,11 @@ class DecoderModel:
         recorder.clear()
         return View(hidden, outputs)
 
+    def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """See the protocol."""
+        given = with_mask(inputs)
+        return self.module(given.pop("tokens"), **given)
+
     def head(self) -> Head:
         """The output layer's weight, LoRA included."""
         return Head(head_weight(self.module))
@@ -65,6 +75,25 @@ class DecoderModel:
         """The decoder, which gathers its head, and the embeddings that the head may be tied to."""
         tied = getattr(self.module.output, "tied_module", None)
         return [self.module] if tied is None else [self.module, tied]
+
+    def train_adapter(self) -> bool:
+        """See the protocol; adapters are those of torchtune."""
+        adapter = get_adapter_params(self.module)
+        if adapter:
+            set_trainable_params(self.module, adapter)
+        return bool(adapter)
+
+    def complete_state(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """See the protocol."""
+        return complete_state(self.module, weights)
+
+    def fill_buffers(self, device: torch.device | str) -> None:
+        """Compute the rotary caches."""
+        compute_rope(self.module, device)
+
+    def merged(self, state: Mapping[str, Tensor] | None = None) -> Merged:
+        """See the protocol."""
+        return Merged(*merged_state_dict(self.module, state))
 
     @torch.no_grad()
     def generate(

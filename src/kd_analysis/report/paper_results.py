@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from hf_models.torchtune_decoder.config import read_raw_config
+from hf_models.raw_config import read_raw_config
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,8 @@ class LayerTerm(Term):
 def build(name: str, parts: Parts) -> list[Term]:
     """A term for each stack that ``layer_mapping`` names, all with one weight.
 
+    Together they are the mean over all pairs of each pair's mean over its own stack's positions.
+
     Raises:
         ValueError: If a pair is out of range or a loss has unusable arguments.
     """
@@ -101,16 +103,18 @@ def build(name: str, parts: Parts) -> list[Term]:
         raise ValueError(f"config: layer_mapping is {config.layer_mapping}, so ir_loss must be set")
     by_epoch = partial(_pairs, config, parts)
     first = by_epoch(0)
+    loss = _pair_loss(config)
     alone = len(parts.student.stacks) == 1
     terms: list[Term] = []
     for stack, pairs in first.items():
         term = LayerTerm(
             name if alone else f"{name}_{stack}",
             stack,
-            _matcher(parts, stack, pairs),
+            _matcher(parts, stack, pairs, loss),
             partial(_pairs_of_stack, by_epoch, stack),
             _scope(config, stack),
         )
+        term.share = _share(loss.reduction, len(pairs), sum(map(len, first.values())))
         term.compared = f"teacher's layers, {term.scope}"
         term.loss_key = "ir_loss"
         terms.append(term)
@@ -123,11 +127,20 @@ def _pairs_of_stack(
     return by_epoch(epoch).get(stack, [])
 
 
-def _matcher(parts: Parts, stack: str, pairs: list[Pair]) -> LayerMatcher:
-    config = parts.config
+def _share(reduction: str, pairs: int, of_all: int) -> float:
+    """A stack's part: of a mean over pairs as many as it has, of a sum all of its own."""
+    return pairs / of_all if reduction == "mean" else 1.0
+
+
+def _pair_loss(config: RunConfig) -> PairLoss:
     loss = component(config.ir_loss, "ir_loss")
     kind = "a loss such as layer_mapping.CosineLoss"
     expect(isinstance(loss, PairLoss), config.ir_loss, "ir_loss", kind)
+    return loss
+
+
+def _matcher(parts: Parts, stack: str, pairs: list[Pair], loss: PairLoss) -> LayerMatcher:
+    config = parts.config
     widths = parts.student.stacks[stack].width, parts.teacher.stacks[stack].width
     try:
         with parts.device:

@@ -73,7 +73,7 @@ class Objective:
 
     def weight(self, term: Term) -> float:
         """The term's weight; 0 of what is only observed."""
-        return 0.0 if term.weighs_as is None else self.weights[term.weighs_as]
+        return 0.0 if term.weighs_as is None else self.weights[term.weighs_as] * term.share
 
     def counts(self, batch: Batch) -> Tensor:
         """Number of positions in each term's scope, float64 [T]."""
@@ -130,7 +130,7 @@ class Objective:
         means = (over_ranks(own) / counts.clamp(min=1)).tolist()
         values = {term.name: mean for term, mean in zip(self.terms, means, strict=True)}
         total = sum(self.weight(term) * values[term.name] for term in self.terms)
-        values = {"total": total, **values}
+        values = {"total": total, **values, **self._together(values)}
         names = list(sums[0].details)
         if names:
             details = torch.stack([torch.stack([one.details[n] for n in names]) for one in sums])
@@ -140,6 +140,15 @@ class Objective:
             detail_means = summed / divisors.clamp(min=1).to(summed.dtype)
             values |= dict(zip(names, detail_means.tolist(), strict=True))
         return values
+
+    def _together(self, values: Mapping[str, float]) -> dict[str, float]:
+        """What terms come to that have one weight together and none of its name."""
+        found: dict[str, float] = {}
+        for term in self.terms:
+            if term.weighs_as is not None and term.weighs_as not in values:
+                own = term.share * values[term.name]
+                found[term.weighs_as] = found.get(term.weighs_as, 0.0) + own
+        return found
 
     def start_epoch(self, epoch: int) -> None:
         """Tell the terms."""

@@ -42,6 +42,7 @@ class Term:
         place: Where its scope is looked up: ``logits`` or a stack of layers.
         observed: Whether it is only logged.
         weighs_as: Key of its weight; None for what is only observed.
+        share: Its part of that weight, where several terms have it together.
         needs: What it asks of the teacher.
         taps: The student's layers that it reads.
         rows: Its arithmetic on logits; None where it has none.
@@ -53,6 +54,7 @@ class Term:
 
     place = LOGITS
     observed = False
+    share = 1.0
     needs = Needs()
     taps: frozenset[Tap] = frozenset()
     rows: RowTerm | None = None

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 from torchtune import training
 
-from hf_models import HFCheckpointer, merged_state_dict
+from hf_models import HFCheckpointer
+from hf_models.model import Model
 from kd_config.card import CardFacts
 from kd_training.objective.term import Term
 from kd_training.output.directory import BEST
@@ -43,7 +44,7 @@ class Export:
 
     def write(
         self,
-        student: nn.Module,
+        student: Model,
         placement: Placement,
         epoch: int,
         best: bool,
@@ -67,7 +68,7 @@ class Export:
 
 
 def save_student(
-    export: Export, student: nn.Module, placement: Placement, epoch: int, best: bool
+    export: Export, student: Model, placement: Placement, epoch: int, best: bool
 ) -> Path | None:
     """Write the merged student and its adapter through the run's checkpointer.
 
@@ -78,17 +79,17 @@ def save_student(
         WriteError: On every rank, if it cannot be written.
     """
     checkpointer = export.checkpointer
-    state = placement.full_state_dict(student)
+    state = placement.full_state_dict(student.module)
     # Only our own checkpointer can write a folder that is not an epoch's.
     where = {"dirname": BEST} if best else {}
 
     def write() -> None:
-        merged, adapter, adapter_config = merged_state_dict(student, state)
-        checkpoint: dict[str, Any] = {
-            training.MODEL_KEY: {name: tensor.to(export.dtype) for name, tensor in merged.items()}
-        }
-        if adapter is not None:
-            checkpoint |= {training.ADAPTER_KEY: adapter, training.ADAPTER_CONFIG: adapter_config}
+        merged = student.merged(state)
+        weights = {name: _in(export.dtype, tensor) for name, tensor in merged.weights.items()}
+        checkpoint: dict[str, Any] = {training.MODEL_KEY: weights}
+        if merged.adapter is not None:
+            checkpoint[training.ADAPTER_KEY] = merged.adapter
+            checkpoint[training.ADAPTER_CONFIG] = merged.adapter_config
         checkpointer.save_checkpoint(
             checkpoint,
             epoch=epoch,
@@ -107,3 +108,8 @@ def save_student(
         return None
     assert checkpointer.output_dir is not None  # or it would not have written
     return checkpointer.output_dir / (BEST if best else f"epoch_{epoch}")
+
+
+def _in(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    """A weight in that dtype; what is no floating-point number stays."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchtune import training, utils
 
-from hf_models import load_weights
+from hf_models.loading import load
 from hf_models.model import Model
 from hf_models.quantization import quantize
 
@@ -62,7 +62,7 @@ class OneDevice:
 
     def place(self, model: Model, checkpointer: Any) -> None:
         """Give a model on the meta device the checkpointer's weights, each in its dtype."""
-        load_weights(model.module, read_weights(checkpointer), self.device)
+        load(model, read_weights(checkpointer), self.device)
 
     def place_teacher(self, model: Model, checkpointer: Any, quantization: Any = None) -> None:
         """The same for a frozen model, in 4 or 8 bits if asked for."""
@@ -99,9 +99,9 @@ class OneDevice:
 def load_whole(model: Model, checkpointer: Any, device: torch.device, quantization: Any) -> None:
     """Put a whole frozen model on a device; one in few bits never lies there unquantised."""
     if quantization is None:
-        load_weights(model.module, read_weights(checkpointer), device)
+        load(model, read_weights(checkpointer), device)
         return
-    load_weights(model.module, read_weights(checkpointer), "cpu")
+    load(model, read_weights(checkpointer), "cpu")
     quantize(model.module, quantization, device, model.stacks().values())
 
 

@@ -26,9 +26,9 @@ from torch.distributed.tensor import DTensor
 from torchtune import training
 
 from hf_models.blocks import blocks_of
+from hf_models.loading import Ties
 from hf_models.model import Model
 from hf_models.precision import gather_dtype
-from hf_models.torchtune_decoder.loading import complete_state, compute_rope
 from kd_training.placement.one_device import find_device, load_whole, read_weights
 
 warnings.filterwarnings("ignore", message="`_get_pg_default_device`|Multiple backends are")
@@ -89,9 +89,10 @@ class Sharded:
         """Shard the model, then send each weight from rank 0 to those who hold a part of it."""
         state: dict[str, Any] = {}
         if self.rank == 0:
-            state = complete_state(model.module, read_weights(checkpointer))
+            state = model.complete_state(read_weights(checkpointer))
             _read_from_disk(state)
         self.wait()
+        ties = Ties(model.module)
         self._shard(model)
         # The loss uses the head after the forward has ended. The root holds it, unless it is tied
         # to embeddings that are gathered on their own.
@@ -102,7 +103,8 @@ class Sharded:
             full_state_dict=True, broadcast_from_rank0=True, cpu_offload=self._offload
         )
         set_model_state_dict(model.module, state, options=options)
-        compute_rope(model.module, self.device)
+        ties.restore()
+        model.fill_buffers(self.device)
         training.validate_no_params_on_meta_device(model.module)
 
     def _shard(self, model: Model) -> None:

@@ -81,7 +81,9 @@ def estimate_memory(
     positions = config.batch_size * (argument(config.tokenizer, "max_seq_len") or _MEASURED_BY)
     num_chunks = argument(config.loss, "num_output_chunks")
     rows = None if num_chunks is None else -(-positions // num_chunks)
-    logits = chunk_bytes(student.facts.vocabulary, placement.device, rows)
+    if student.facts.classes is not None:
+        rows = config.batch_size
+    logits = chunk_bytes(student.facts.outputs, placement.device, rows)
     activations = positions * _kept(config, student) * dtype.itemsize
     return Memory(weights, teacher_weights, gathered, activations, logits)
 

@@ -22,6 +22,11 @@ def check_two_tokenizers(parts: Parts, terms: Sequence[Term]) -> None:
                 f"config: {_named(term)} compares token by token, but teacher_tokenizer gives the "
                 "teacher tokens of its own; use kd_losses.ULDLoss, and leave out all others"
             )
+    if parts.student.task != "causal_lm":
+        raise ValueError(
+            "config: teacher_tokenizer works for causal language models only, and "
+            f"{parts.student.name} is none"
+        )
     fits = {
         "layer_mapping": ("none", weights["ir"] == 0),
         "token_scope.kd": ("labels", config.token_scope.kd == "labels"),

@@ -1,22 +1,19 @@
-"""Samples to a batch, a function for each task. The only place where labels are shifted.
+"""Samples to a batch of a causal language model.
 
 Shapes: B samples, S the longest one's length.
 """
 
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from kd_data.batch import DECODER, LOGITS, Batch, TeacherInputs
+from kd_data.tasks.keys import key_of
 from kd_data.two_tokenizers import UNPAIRED
-
-_KEY_BYTES = 16
 
 
 def collate(
@@ -91,7 +88,7 @@ def _rows(samples: Sequence[Mapping[str, Any]], pad_id: int, ignore_index: int) 
         for start, stop in _documents(sample):
             targets[row, start:stop][-1:] = ignore_index
             documents[row, start:stop] = len(keys)
-            keys.append(_key(padded[row, start:stop]))
+            keys.append(key_of(padded[row, start:stop]))
     targets[documents < 0] = ignore_index
     return _Rows(padded, targets, documents, torch.tensor(keys, dtype=torch.long).view(-1, 2))
 
@@ -110,12 +107,6 @@ def _documents(sample: Mapping[str, Any]) -> list[tuple[int, int]]:
     if start > 0 and start < stop and sample["input_pos"][start] != 0:
         found.pop()
     return found
-
-
-def _key(tokens: Tensor) -> list[int]:
-    """128 bits of BLAKE2b as two int64, the same on every machine."""
-    text = tokens.numpy().astype("<i8").tobytes()
-    return np.frombuffer(blake2b(text, digest_size=_KEY_BYTES).digest(), "<i8").tolist()
 
 
 def _of_teacher(sample: Mapping[str, Any]) -> dict[str, Any]:

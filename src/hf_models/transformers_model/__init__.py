@@ -1,0 +1,1 @@
+"""Models of transformers as they are, LoRA by PEFT."""
