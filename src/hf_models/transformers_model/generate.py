@@ -1,6 +1,7 @@
 """Completions by transformers' own generate, with our choice of the next token."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,16 +52,26 @@ def generate(
         eos_token_id=stops or None,
         decoder_start_token_id=facts.decoder_start_id,
     )
-    with torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager"), _plainly(module):
         found = module.generate(
             input_ids=ids,
             attention_mask=mask,
             generation_config=config,
-            use_model_defaults=False,
             logits_processor=LogitsProcessorList([_Chosen(sampling, seeds)]),
         )
     start = 1 if facts.task == "seq2seq_lm" else ids.shape[1]
     return [_up_to_stop(row[start:].cpu(), stops) for row in found]
+
+
+@contextmanager
+def _plainly(module: Any) -> Iterator[None]:
+    """Without the model's own habits, such as beams or forced lengths, which would fill up ours."""
+    habits = module.generation_config
+    module.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        module.generation_config = habits
 
 
 def _check(facts: ModelFacts, lengths: list[int], new_tokens: int) -> None:

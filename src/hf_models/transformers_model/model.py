@@ -1,6 +1,7 @@
 """A transformers model as a model to distil with."""
 
 import inspect
+import logging
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -25,6 +26,10 @@ from kd_losses import Head
 from layer_mapping import LayerTaps, Tap
 
 _CLASSIFICATION = "sequence_classification"
+# Padding comes last, where a causal model's other positions do not see it.
+logging.getLogger("transformers.modeling_utils").addFilter(
+    lambda record: "passing in an `attention_mask`" not in record.getMessage()
+)
 
 
 class TransformersModel:
