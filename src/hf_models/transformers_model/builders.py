@@ -44,7 +44,7 @@ def auto_model(
         module = auto.from_config(
             config, dtype=torch.get_default_dtype(), attn_implementation=attn_implementation
         )
-        module.tie_weights()
+    module.tie_weights()  # not above, where every name gets a parameter of its own
     return TransformersModel(module, task)
 
 
