@@ -25,6 +25,11 @@ class Ties:
             groups.setdefault(id(parameter), []).append(name)
         self.groups = [names for names in groups.values() if len(names) > 1]
 
+    @property
+    def again(self) -> set[str]:
+        """The names of what has another one already."""
+        return {name for _, *others in self.groups for name in others}
+
     def restore(self) -> None:
         """Make them one again."""
         for first, *others in self.groups:

@@ -31,6 +31,7 @@ class CardFacts:
         components: Key → the component that it names, with its arguments.
         data: (what for, dataset), one for each.
         config: All of it as YAML.
+        task: What the student is for.
     """
 
     name: str
@@ -45,9 +46,10 @@ class CardFacts:
     components: dict[str, str]
     data: list[tuple[str, str]]
     config: str
+    task: str = "causal_lm"
 
 
-def card_facts(cfg: DictConfig, with_teacher: bool = True) -> CardFacts:
+def card_facts(cfg: DictConfig, with_teacher: bool = True, task: str = "causal_lm") -> CardFacts:
     """The facts of a config, resolved or not; of the teacher if the run has one in use."""
     with environment_unresolved():
         public = public_config(cfg)
@@ -67,6 +69,7 @@ def card_facts(cfg: DictConfig, with_teacher: bool = True) -> CardFacts:
             components=_components(public),
             data=_data(public),
             config=OmegaConf.to_yaml(public),
+            task=task,
         )
 
 

@@ -85,7 +85,7 @@ def prepare(cfg: DictConfig, placement: Placement) -> Run:
     if facts:
         source.check_same(facts["source"])
     lines = partial(plan, config, student, teacher, objective.terms, source, dtype, placement)
-    card = card_facts(cfg, with_teacher=teacher is not None)
+    card = card_facts(cfg, with_teacher=teacher is not None, task=student.facts.task)
     return Run(
         placement=placement,
         seed=seed,

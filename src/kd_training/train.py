@@ -34,7 +34,6 @@ def load(run: Run) -> Loaded:
     placement.place(run.student, loading.student)
     if run.teacher is not None:
         placement.place_teacher(run.teacher, loading.teacher, loading.quantization)
-    check_models(run.student, run.teacher, run.source.first_batch().to(placement.device))
     parameters = [p for p in run.student.module.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": parameters}]
     for module in run.objective.modules.values():
@@ -71,6 +70,8 @@ def load(run: Run) -> Loaded:
         tensors, _ = state.tensors_and_facts()
         load_tensors(run.checkpoint, tensors, placement)
         state.load(tensors, run.facts)
+    # Not earlier: a sharded model's first forward leaves other parameters in place than its own.
+    check_models(run.student, run.teacher, run.source.first_batch().to(placement.device))
     return Loaded(step, state)
 
 

@@ -16,11 +16,9 @@ if TYPE_CHECKING:
     from hf_models.transformers_model.model import TransformersModel
 
 ALL_LINEAR = "all-linear"
-_TASK_TYPES = {
-    "causal_lm": "CAUSAL_LM",
-    "seq2seq_lm": "SEQ_2_SEQ_LM",
-    "sequence_classification": "SEQ_CLS",
-}
+# PEFT's own class for SEQ_2_SEQ_LM looks for a method that transformers 5 has no more; without a
+# type it takes its general class, which works.
+_TASK_TYPES = {"causal_lm": "CAUSAL_LM", "sequence_classification": "SEQ_CLS"}
 _ADAPTER = "default"
 _MARKS = (f".lora_A.{_ADAPTER}.", f".lora_B.{_ADAPTER}.")
 
@@ -54,7 +52,7 @@ def add_lora(
         lora_dropout=dropout,
         target_modules=_shortened(model.module, names),
         fan_in_fan_out=kinds == {Conv1D},
-        task_type=_TASK_TYPES[model.facts.task],
+        task_type=_TASK_TYPES.get(model.facts.task),
         modules_to_save=model.new_modules or None,
     )
     # PEFT would wrap what is trained whole; here it stays what it is.

@@ -141,9 +141,8 @@ class TransformersModel:
     def merged(self, state: Mapping[str, Tensor] | None = None) -> Merged:
         """See the protocol; what is tied is there once."""
         full = {n: t.detach() for n, t in (state or self.module.state_dict()).items()}
-        again = {name for _, *others in self._ties.groups for name in others}
         weights = merge(self.module, full)
-        weights = {name: t.cpu() for name, t in weights.items() if name not in again}
+        weights = {name: t.cpu() for name, t in weights.items() if name not in self._ties.again}
         if self.adapter is None:
             return Merged(weights, None, None)
         tensors = {n: t.cpu() for n, t in peft_tensors(full, self.new_modules).items()}

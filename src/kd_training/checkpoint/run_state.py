@@ -13,6 +13,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_state_dict,
 )
 
+from hf_models.loading import Ties
 from kd_data.sources import Source
 from kd_training.objective.objective import Objective
 from kd_training.objective.scales import DynamicScales
@@ -99,7 +100,8 @@ class RunState:
     def tensors_and_facts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The state's tensors by name, sharded as they are, and its JSON values."""
         model, optimizer = get_state_dict(self._trainable, self.optimizer, options=_OPTIONS)
-        named: dict[str, Any] = {_MODEL + k: v for k, v in model.items()}
+        again = Ties(self._trainable).again
+        named: dict[str, Any] = {_MODEL + k: v for k, v in model.items() if k not in again}
         named |= {_OPTIMIZER + k: v for k, v in optimizer.items()}
         # A learning rate that is a tensor is one tensor for all parameters of its group.
         tensors = {

@@ -11,6 +11,18 @@ from kd_config.card import CardFacts, last_part
 from kd_training.objective.term import Term
 from kd_training.output.markdown import markdown_table
 
+# What the Hub calls a task, and what transformers opens its models with.
+_TAGS = {
+    "causal_lm": "text-generation",
+    "seq2seq_lm": "text2text-generation",
+    "sequence_classification": "text-classification",
+}
+_CLASSES = {
+    "causal_lm": "AutoModelForCausalLM",
+    "seq2seq_lm": "AutoModelForSeq2SeqLM",
+    "sequence_classification": "AutoModelForSequenceClassification",
+}
+
 
 def write_model_card(
     directory: str | Path,
@@ -45,7 +57,7 @@ def _text(
         base_model=facts.base and last_part(facts.base),
         base_model_relation="finetune",
         library_name="transformers",
-        pipeline_tag="text-generation",
+        pipeline_tag=_TAGS[facts.task],
         tags=["knowledge-distillation", "torchtune"],
     )
     sections = [
@@ -77,16 +89,20 @@ def _summary(facts: CardFacts, metrics: Mapping[str, float]) -> str:
 def _loading(facts: CardFacts, directory: Path) -> str:
     where = _location(facts, directory)
     quoted = shlex.quote(where)
+    commands = ""
+    if facts.task == "causal_lm":
+        commands = (
+            f"lm_eval --model hf --model_args pretrained={quoted} --tasks hellaswag\n"
+            f"vllm serve {quoted}\n"
+        )
     return f"""## Use
 
 ```python
-model = transformers.AutoModelForCausalLM.from_pretrained({json.dumps(where)})
+model = transformers.{_CLASSES[facts.task]}.from_pretrained({json.dumps(where)})
 ```
 
 ```bash
-lm_eval --model hf --model_args pretrained={quoted} --tasks hellaswag
-vllm serve {quoted}
-hf upload {shlex.quote("your-name/" + facts.name)} {quoted}
+{commands}hf upload {shlex.quote("your-name/" + facts.name)} {quoted}
 ```
 
 The last line uploads it. Before that, replace `base_model` at the top, which is a directory's
@@ -109,7 +125,7 @@ def _adapter(facts: CardFacts, directory: Path) -> str:
 `adapter/` is the change alone, for the student as it was before:
 
 ```python
-base = transformers.AutoModelForCausalLM.from_pretrained({json.dumps(facts.base)})
+base = transformers.{_CLASSES[facts.task]}.from_pretrained({json.dumps(facts.base)})
 model = peft.PeftModel.from_pretrained(base, {json.dumps(adapter)})
 ```"""
 
