@@ -1,7 +1,7 @@
 """A Hugging Face directory's own tokenizer behind torchtune's tokenizer protocol."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torchtune.data import Message
 from torchtune.modules.transforms import Transform
 from torchtune.modules.transforms.tokenizers import ModelTokenizer
 
+from hf_models.chat_spans import as_chat, common_prefix_length, outside_spans
 from hf_models.vocabulary import load_tokenizer
 
 
@@ -73,6 +74,30 @@ class HFTokenizer(ModelTokenizer, Transform):
             tokens.append(self.eos_id)
         return tokens
 
+    def encode_text(self, text: str, pair: str | None = None) -> dict[str, list[int]]:
+        """What an encoder reads of a text or of two: ``tokens``, with the tokenizer's own markers.
+
+        Too long ones are cut to ``max_seq_len``, the longer of two first; the markers stay.
+
+        Returns:
+            ``tokens``, and ``token_type_ids`` if this tokenizer tells the two texts apart.
+        """
+        found = self._hf(
+            text, pair, truncation=self.max_seq_len is not None, max_length=self.max_seq_len
+        )
+        kept = {"tokens": found["input_ids"]}
+        if "token_type_ids" in found:
+            kept["token_type_ids"] = found["token_type_ids"]
+        return kept
+
+    def encode_target(self, text: str, max_length: int | None = None) -> list[int]:
+        """What a decoder behind an encoder is to write: a text with the tokenizer's own markers."""
+        limit = self.max_seq_len if max_length is None else max_length
+        tokens: list[int] = self._hf(
+            text_target=text, truncation=limit is not None, max_length=limit
+        )["input_ids"]
+        return tokens
+
     def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids, as it was: no space before a full stop is taken out."""
         return self._hf.decode(
@@ -104,7 +129,7 @@ class HFTokenizer(ModelTokenizer, Transform):
             ValueError: If the directory has no chat template, or the template refuses the
                 conversation or hides where an unmasked message is.
         """
-        chat = [_as_chat(message) for message in messages]
+        chat = [as_chat(message) for message in messages]
         last = len(messages) - 1
         open_end = not add_eos and chat[last]["role"] == "assistant"
         text = self._render(chat, add_generation_prompt=not add_eos and not open_end)
@@ -117,7 +142,7 @@ class HFTokenizer(ModelTokenizer, Transform):
             text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
         tokens = encoding.input_ids[: self.max_seq_len]
-        mask = _outside_spans(encoding.offset_mapping[: self.max_seq_len], spans)
+        mask = outside_spans(encoding.offset_mapping[: self.max_seq_len], spans)
         return tokens, mask
 
     def __call__(self, sample: Mapping[str, Any], inference: bool = False) -> dict[str, Any]:
@@ -168,7 +193,7 @@ class HFTokenizer(ModelTokenizer, Transform):
         probe = next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in text)
         probed = self._render([*chat[:i], chat[i] | {"content": probe}, *chat[i + 1 :]])
         before, _, behind = probed.partition(probe)
-        start = _common_prefix_length(before, text)
+        start = common_prefix_length(before, text)
         end = len(text) - len(behind)
         if probed.count(probe) != 1 or not text.endswith(behind) or start > end:
             raise ValueError(
@@ -176,26 +201,3 @@ class HFTokenizer(ModelTokenizer, Transform):
                 f"{chat[i]['role']} message {content[:40]!r}: cannot tell which tokens to train on"
             )
         return start, end
-
-
-def _as_chat(message: Message) -> dict[str, str]:
-    if message.contains_media:
-        raise ValueError("HFTokenizer takes text messages only, not images")
-    # torchtune's name for what a tool returns.
-    role = "tool" if message.role == "ipython" else message.role
-    return {"role": role, "content": message.text_content}
-
-
-def _common_prefix_length(a: str, b: str) -> int:
-    length = min(len(a), len(b))
-    return next((i for i in range(length) if a[i] != b[i]), length)
-
-
-def _outside_spans(
-    offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
-) -> list[bool]:
-    """Per token, whether it shares no character with any span."""
-    return [
-        not any(start < span_end and end > span_start for span_start, span_end in spans)
-        for start, end in offsets
-    ]

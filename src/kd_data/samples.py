@@ -124,6 +124,11 @@ class _Named(Dataset):
     def __len__(self) -> int:
         return len(self._dataset)
 
+    @property
+    def texts(self) -> Any:
+        """Index → source and target, of a dataset that keeps them; else None."""
+        return getattr(self._dataset, "texts", None)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         try:
             return self._dataset[index]

@@ -9,6 +9,7 @@ import torch
 from accelerate import init_empty_weights
 from peft import LoraConfig
 from torch import Tensor
+from transformers import GenerationConfig
 
 from hf_models.directories import (
     copy_companions,
@@ -104,6 +105,13 @@ class TransformersLayout:
     def _may_be_new(self, name: str) -> bool:
         parts = name.split(".")
         return bool(self._new_modules) and (parts[0] in self._new_modules or "pooler" in parts)
+
+    def set_habits(self, module: Any, directory: Path) -> None:
+        """Have a module generate as its directory's generation_config.json says."""
+        if module.can_generate() and (directory / "generation_config.json").is_file():
+            module.generation_config = GenerationConfig.from_pretrained(
+                directory, local_files_only=True
+            )
 
     def write(
         self,

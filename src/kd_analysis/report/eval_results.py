@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 # Metrics between 0 and 1 that papers print in percent.
-_RATES = {"acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1"}
+_RATES = {"acc", "acc_norm", "acc_bytes", "exact_match", "em", "f1", "accuracy"}
 
 
 @dataclass(frozen=True)

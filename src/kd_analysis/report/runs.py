@@ -97,6 +97,14 @@ def checkpoints_of(output_dir: Path) -> list[Path]:
     return ([best] if (best / "config.json").is_file() else []) + epochs
 
 
+def models_of_run(cfg: DictConfig) -> dict[str, Path]:
+    """The models that a run is about: teacher, student before, every finished student."""
+    named = {TEACHER: model_directory(cfg, "teacher_"), BEFORE: model_directory(cfg)}
+    finished = checkpoints_of(Path(cfg.output_dir))
+    models = {name: Path(path) for name, path in named.items() if path is not None}
+    return models | {f"student {path.name}": path for path in finished}
+
+
 def analysis_of_run(cfg: DictConfig) -> dict[str, Any]:
     """The arguments with which ``probe.analyze.analyze`` looks into a run's students.
 

@@ -12,6 +12,7 @@ from torchtune.datasets import PackedDataset
 from torchtune.modules.transforms.tokenizers import ModelTokenizer
 
 from kd_data.datasets.prompt_completion import PromptCompletionDataset
+from kd_data.datasets.seq2seq import Seq2SeqDataset
 from kd_data.datasets.task_texts import TaskTexts
 from kd_data.packing import pack
 from kd_data.squad_metrics import provide_squad_metrics
@@ -29,7 +30,8 @@ def lm_eval_task(
     num_fewshot: int | None = None,
     add_eos: bool = True,
     packed: bool = False,
-) -> PromptCompletionDataset | PackedDataset:
+    seq2seq: bool = False,
+) -> PromptCompletionDataset | PackedDataset | Seq2SeqDataset:
     """The documents of an lm_eval task, each with its right answer.
 
     Prompt and completion are the context and continuation that lm_eval scores for the right
@@ -50,6 +52,8 @@ def lm_eval_task(
             and never the document itself. None: the task's own number, as for ``lm_eval``.
         add_eos: Put the end-of-sequence token behind the answer, as a label.
         packed: Several documents to a row of ``tokenizer.max_seq_len`` tokens.
+        seq2seq: Prompt and completion as an encoder-decoder reads and writes them, as source and
+            target; ``train_on_prompt``, ``add_eos`` and ``packed`` say nothing there.
 
     Returns:
         Dataset of ``{"tokens": [...], "labels": [...]}``, labels unshifted.
@@ -59,16 +63,35 @@ def lm_eval_task(
         ValueError: If the task is unknown, cannot be loaded or has no such split, if an argument is
             out of range, or a document has no answer.
     """
+    if seq2seq and (packed or train_on_prompt):
+        raise ValueError("seq2seq: an encoder-decoder's rows are neither packed nor all targets")
     loaded = _load(task, _definition(task, include_path), num_fewshot)
+    texts = TaskTexts(loaded, split, max_samples, num_fewshot)
+    if seq2seq:
+        return Seq2SeqDataset(tokenizer, _SourceAndTarget(texts))
     dataset = PromptCompletionDataset(
         tokenizer,
-        TaskTexts(loaded, split, max_samples, num_fewshot),
+        texts,
         "prompt",
         "completion",
         train_on_prompt,
         add_eos,
     )
     return pack(dataset, tokenizer) if packed else dataset
+
+
+class _SourceAndTarget:
+    """Prompts and completions, without the space that joins the two."""
+
+    def __init__(self, texts: TaskTexts) -> None:
+        self._texts = texts
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, index: int) -> tuple[str, str]:
+        row = self._texts[index]
+        return row["prompt"], row["completion"].strip()
 
 
 def _load(name: str, definition: Path, num_fewshot: int | None) -> Any:

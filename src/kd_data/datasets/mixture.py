@@ -77,6 +77,12 @@ class MixtureDataset(Dataset):
     def __len__(self) -> int:
         return len(self._sources)
 
+    @property
+    def largest_label(self) -> int | None:
+        """The largest class of all datasets that have classes."""
+        found = (getattr(dataset, "largest_label", None) for dataset in self._datasets)
+        return max((label for label in found if label is not None), default=None)
+
     def __getitem__(self, index: int) -> Any:
         return self._datasets[self._sources[index]][int(self._indices[index])]
 

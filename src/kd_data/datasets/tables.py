@@ -1,6 +1,6 @@
 """Columns of text from local files: CSV, TSV, JSON, JSON Lines, Parquet."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,17 +44,13 @@ def read_texts(files: Sequence[str | Path], split: str, columns: Sequence[str]) 
     paths = [Path(file) for file in files]
     names = ", ".join(map(str, paths))
     reader, options = _reader(paths)
-    for path in paths:
-        if not path.is_file():
-            raise FileNotFoundError(missing(path, "file"))
-        if path.stat().st_size == 0:
-            raise ValueError(f"{path} is empty")
+    check_files(paths)
     try:
         if reader == "csv":
             options = options | _as_text(paths, options["sep"])
         if reader == "parquet" and not all(pq.read_metadata(path).num_rows for path in paths):
             raise ValueError("a file has none")
-        with _reported_once():
+        with quiet_datasets():
             table = load_dataset(reader, data_files=list(map(str, paths)), split=split, **options)
     except (DatasetGenerationError, ValueError, OSError) as error:
         why = " ".join(str(error.__cause__ or error).split())
@@ -64,8 +60,22 @@ def read_texts(files: Sequence[str | Path], split: str, columns: Sequence[str]) 
     return table
 
 
+def check_files(files: Iterable[str | Path]) -> None:
+    """Make sure that files are there and hold something.
+
+    Raises:
+        FileNotFoundError: If one is missing.
+        ValueError: If one is empty.
+    """
+    for path in map(Path, files):
+        if not path.is_file():
+            raise FileNotFoundError(missing(path, "file"))
+        if path.stat().st_size == 0:
+            raise ValueError(f"{path} is empty")
+
+
 @contextmanager
-def _reported_once() -> Iterator[None]:
+def quiet_datasets() -> Iterator[None]:
     """Keep datasets from logging what it raises as well."""
     level = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)

@@ -1,0 +1,1 @@
+"""Scores of a run's models on its held-out data, for tasks that lm_eval does not know."""
