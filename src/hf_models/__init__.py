@@ -6,6 +6,7 @@ from hf_models.export import save_pretrained
 from hf_models.init_student import init_student
 from hf_models.model import Model, ModelFacts, Sampling, Stack, View
 from hf_models.quantization import quantize
+from hf_models.student_card import copied_blocks
 from hf_models.tokenizer import HFTokenizer, tokenizer
 from hf_models.torchtune_decoder.builders import decoder, lora_decoder
 from hf_models.torchtune_decoder.config import read_config
@@ -28,6 +29,7 @@ __all__ = [
     "View",
     "atomic_directory",
     "auto_model",
+    "copied_blocks",
     "decoder",
     "head_weight",
     "init_student",

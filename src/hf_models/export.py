@@ -68,16 +68,33 @@ def write_model(
         ValueError: If the weights are not exactly those that the config asks for.
         OSError: If a file cannot be written.
     """
-    raw = without_machine_paths({**read_raw_config(config_source_dir), **config_overrides})
+    raw = {**read_raw_config(config_source_dir), **config_overrides}
+    config = parse_config(raw, f"config of {folder}")
+    infos = {name: TensorInfo(folder, tuple(t.shape)) for name, t in tensors.items()}
+    check_tensors(infos, config, "weights to save")
+    write_files(tensors, raw, config_source_dir, folder, max_shard_size, tokenizer_dir)
+
+
+def write_files(
+    tensors: Tensors,
+    raw_config: Mapping[str, Any],
+    source_dir: str | Path,
+    folder: Path,
+    max_shard_size: int | str = "5GB",
+    tokenizer_dir: str | Path | None = None,
+) -> None:
+    """Writes weights under their files' names, a config.json that tells their dtype, companions.
+
+    Raises:
+        OSError: If a file cannot be written.
+    """
+    raw = without_machine_paths(raw_config)
     dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
     # Older readers know torch_dtype only, so a config that has it keeps it.
     for key in {"dtype", "torch_dtype"} & raw.keys() or {"dtype"}:
         raw[key] = str(dtype).removeprefix("torch.")
-    config = parse_config(raw, f"config of {folder}")
-    infos = {name: TensorInfo(folder, tuple(t.shape)) for name, t in tensors.items()}
-    check_tensors(infos, config, "weights to save")
-    copy_companions(config_source_dir, folder)
-    copy_tokenizer(tokenizer_dir or config_source_dir, folder)
+    copy_companions(source_dir, folder)
+    copy_tokenizer(tokenizer_dir or source_dir, folder)
     write_json(folder / "config.json", raw)
     _write_shards(tensors, folder, max_shard_size)
 

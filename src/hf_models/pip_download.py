@@ -47,9 +47,7 @@ def download(requirement: str, sha256: str, directory: Path, kind: str = "wheel"
             f"could not download {requirement} ({reason}): check the network and pip's settings"
         )
     name = requirement.partition("==")[0].lower().replace("-", "_")
-    found = next(
-        p for p in directory.iterdir() if p.name.lower().replace("-", "_").startswith(name)
-    )
+    file = next(p for p in directory.iterdir() if p.name.lower().replace("-", "_").startswith(name))
     verify(file, sha256)
     return file
 

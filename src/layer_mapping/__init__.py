@@ -8,6 +8,7 @@ from layer_mapping.spec import resolve, resolve_stacks
 from layer_mapping.strategies import (
     STRATEGIES,
     all_to_one,
+    copied,
     explicit,
     forward,
     in_order_random,
@@ -31,6 +32,7 @@ __all__ = [
     "RelationalLoss",
     "Tap",
     "all_to_one",
+    "copied",
     "explicit",
     "forward",
     "in_order_random",

@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from layer_mapping.strategies import STRATEGIES, Pair, Strategy, explicit
+from layer_mapping.strategies import STRATEGIES, Pair, Strategy, copied, explicit
 
 
 def resolve(
@@ -86,10 +86,16 @@ def _example(stacks: Mapping[str, int]) -> str:
 
 
 def _by_name(name: str) -> Strategy:
+    if name == copied.__name__:
+        raise ValueError(
+            "layer_mapping: copied needs to know the layers that the student was copied from, as "
+            "students of kd_init_student do"
+        )
     if name not in STRATEGIES:
-        nearest = difflib.get_close_matches(name, STRATEGIES, n=1, cutoff=0.0)[0]
+        known = [*STRATEGIES, copied.__name__]
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"layer_mapping: no strategy is called {name!r}; did you mean {nearest!r}? "
-            f"Valid names: {', '.join(STRATEGIES)}"
+            f"Valid names: {', '.join(known)}"
         )
     return STRATEGIES[name]

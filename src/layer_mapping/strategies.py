@@ -110,6 +110,28 @@ def none(num_student_layers: int, num_teacher_layers: int) -> list[Pair]:
     return []
 
 
+def copied(
+    num_student_layers: int, num_teacher_layers: int, *, layers: Sequence[int]
+) -> list[Pair]:
+    """Pair each student layer with the teacher layer that it was copied from.
+
+    Args:
+        num_student_layers: depth of the student.
+        num_teacher_layers: depth of the teacher.
+        layers: the teacher layer of each student layer. In a config the name ``copied`` suffices:
+            a student that kd_init_student has made knows its own.
+
+    Raises:
+        ValueError: if ``layers`` are not one for each student layer, or out of range.
+    """
+    if len(layers) != num_student_layers:
+        raise ValueError(
+            f"the student has {num_student_layers} layers, but {len(layers)} were copied: it is "
+            "not the one that kd_init_student made"
+        )
+    return explicit(num_student_layers, num_teacher_layers, list(enumerate(layers)))
+
+
 STRATEGIES: dict[str, Strategy] = {
     strategy.__name__: strategy
     for strategy in (forward, reverse, all_to_one, random, in_order_random, last, none)

@@ -1,5 +1,6 @@
 """What a directory's config.json says of a model that transformers builds, and of its task."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +87,31 @@ def _task(config: PreTrainedConfig, task: str | None, where: Path) -> str:
     return task
 
 
-def _of_architecture(config: PreTrainedConfig, where: Path) -> str:
-    names = list(config.architectures or [])
+def any_task(checkpoint_dir: str | Path) -> str | None:
+    """A task that a bare model could be for, as its blocks are the same for all; None to ask.
+
+    Its architectures may name none, as those of a model that was only pretrained.
+    """
+    raw = read_raw_config(checkpoint_dir)
+    if _named_task(raw.get("architectures") or []) is not None:
+        return None
+    kind, order = raw.get("model_type"), ("sequence_classification", "seq2seq_lm", "causal_lm")
+    return next((task for task in order if kind in TASKS[task][1]), None)
+
+
+def _named_task(architectures: Sequence[str]) -> str | None:
     for task, (_, classes) in TASKS.items():
         for known in classes.values():
-            if set(names) & set([known] if isinstance(known, str) else known):
+            if set(architectures) & set([known] if isinstance(known, str) else known):
                 return task
+    return None
+
+
+def _of_architecture(config: PreTrainedConfig, where: Path) -> str:
+    names = list(config.architectures or [])
+    task = _named_task(names)
+    if task is not None:
+        return task
     shown = ", ".join(names) or "none"
     raise ValueError(f"{where}: architectures ({shown}) tell no task; set task: {', '.join(TASKS)}")
 

@@ -52,11 +52,11 @@ def seq2seq_dataset(
     table = load_table(source, split, data_files, columns, **load_dataset_kwargs)
     if max_samples is not None:
         table = table.select(range(min(max_samples, len(table))))
-    rows = _TableTexts(table, source_column, target_column, prefix)
+    rows = _TablePairs(table, source_column, target_column, prefix)
     return Seq2SeqDataset(tokenizer, rows, max_target_len)
 
 
-class Texts(Protocol):
+class TextPairs(Protocol):
     """Numbered pairs of a source and a target."""
 
     def __len__(self) -> int: ...
@@ -76,7 +76,7 @@ class Seq2SeqDataset(Dataset):
         ValueError: If the tokenizer has not what encoders need.
     """
 
-    def __init__(self, tokenizer: Any, rows: Texts, max_target_len: int | None = None) -> None:
+    def __init__(self, tokenizer: Any, rows: TextPairs, max_target_len: int | None = None) -> None:
         require_tokenizer(tokenizer)
         self._tokenizer, self._rows, self._max_target_len = tokenizer, rows, max_target_len
 
@@ -93,7 +93,7 @@ class Seq2SeqDataset(Dataset):
         return {"tokens": self._tokenizer.encode_text(source)["tokens"], "labels": labels}
 
 
-class _TableTexts:
+class _TablePairs:
     def __init__(self, table: Any, source: str, target: str, prefix: str) -> None:
         self._table, self._source, self._target, self._prefix = table, source, target, prefix
 

@@ -1,21 +1,24 @@
 """The teacher's intermediate layers: matched pairs, one term for each stack that has some."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from hf_models import copied_blocks
 from hf_models.model import View
-from kd_config.components import component, expect, imported, reason
+from kd_config.components import argument, component, expect, imported, reason
 from kd_config.schema import RunConfig
 from kd_data import Batch
 from kd_teachers import Needs, Signal
 from kd_training.objective.parts import Parts
 from kd_training.objective.term import Sum, Term
 from layer_mapping import LayerMatcher, PairLoss, resolve_stacks
-from layer_mapping.strategies import Pair
+from layer_mapping.strategies import Pair, copied
 from layer_mapping.taps import Tap
+
+COPIED = "copied"  # the strategy whose layers the student's directory tells
 
 
 class LayerTerm(Term):
@@ -160,10 +163,25 @@ def _pairs(config: RunConfig, parts: Parts, epoch: int) -> dict[str, list[Pair]]
         for side in (parts.student, parts.teacher)
     )
     try:
-        return resolve_stacks(_bound(config.layer_mapping), student, teacher, epoch)
+        spec = _with_copied(config, _bound(config.layer_mapping), list(student))
+        return resolve_stacks(spec, student, teacher, epoch)
     except Exception as err:  # a function of the user's may raise anything
         where = "" if str(err).startswith("layer_mapping") else "layer_mapping: "
         raise ValueError(f"config: {where}{reason(err)}") from err
+
+
+def _with_copied(config: RunConfig, spec: Any, stacks: Sequence[str]) -> Any:
+    """The spec with the name ``copied`` replaced by what the student's directory says."""
+    by_stack = spec if isinstance(spec, dict) else dict.fromkeys(stacks, spec)
+    named = [stack for stack, one in by_stack.items() if one == COPIED]
+    if not named:
+        return spec
+    directory = argument(config.model, "checkpoint_dir")
+    if directory is None:
+        raise ValueError("copied: model has no checkpoint_dir that could tell its layers")
+    origin = copied_blocks(directory)
+    found = {stack: partial(copied, layers=origin[stack]) for stack in named if stack in origin}
+    return {**by_stack, **found}
 
 
 def _bound(spec: Any) -> Any:
