@@ -1,1 +1,1 @@
-"""Datasets: lm_eval tasks, mixtures, prompts with completions, the embedded texts."""
+"""Datasets: lm_eval tasks, mixtures, prompts with completions, classes, sources with targets."""

@@ -13,6 +13,7 @@ from torchtune.modules.transforms.tokenizers import ModelTokenizer
 
 from kd_data.datasets.prompt_completion import PromptCompletionDataset
 from kd_data.datasets.seq2seq import Seq2SeqDataset
+from kd_data.datasets.sources import require_tokenizer
 from kd_data.datasets.task_texts import TaskTexts
 from kd_data.packing import pack
 from kd_data.squad_metrics import provide_squad_metrics
@@ -53,7 +54,7 @@ def lm_eval_task(
         add_eos: Put the end-of-sequence token behind the answer, as a label.
         packed: Several documents to a row of ``tokenizer.max_seq_len`` tokens.
         seq2seq: Prompt and completion as an encoder-decoder reads and writes them, as source and
-            target; ``train_on_prompt``, ``add_eos`` and ``packed`` say nothing there.
+            target, whose end is always a label. Neither ``packed`` nor ``train_on_prompt`` then.
 
     Returns:
         Dataset of ``{"tokens": [...], "labels": [...]}``, labels unshifted.
@@ -63,8 +64,10 @@ def lm_eval_task(
         ValueError: If the task is unknown, cannot be loaded or has no such split, if an argument is
             out of range, or a document has no answer.
     """
-    if seq2seq and (packed or train_on_prompt):
-        raise ValueError("seq2seq: an encoder-decoder's rows are neither packed nor all targets")
+    if seq2seq:
+        require_tokenizer(tokenizer)
+        if packed or train_on_prompt:
+            raise ValueError("seq2seq is true: leave out packed and train_on_prompt")
     loaded = _load(task, _definition(task, include_path), num_fewshot)
     texts = TaskTexts(loaded, split, max_samples, num_fewshot)
     if seq2seq:

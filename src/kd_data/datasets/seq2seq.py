@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch.utils.data import Dataset
 
-from kd_data.datasets.sources import cell, checked_text, load_table, require_tokenizer
+from kd_data.datasets.sources import cell, load_table, name_of, require_tokenizer
 
 
 def seq2seq_dataset(
@@ -46,13 +46,13 @@ def seq2seq_dataset(
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If the source cannot be read or lacks a column.
+        ValueError: If the source cannot be read, lacks a column or a text, or the tokenizer is not
+            such a one.
     """
-    columns = [source_column, target_column]
-    table = load_table(source, split, data_files, columns, **load_dataset_kwargs)
-    if max_samples is not None:
-        table = table.select(range(min(max_samples, len(table))))
-    rows = _TablePairs(table, source_column, target_column, prefix)
+    require_tokenizer(tokenizer)
+    columns = (source_column, target_column)
+    table = load_table(source, split, data_files, columns, max_samples, **load_dataset_kwargs)
+    rows = _TablePairs(table, columns, prefix, name_of(source, data_files))
     return Seq2SeqDataset(tokenizer, rows, max_target_len)
 
 
@@ -71,13 +71,9 @@ class Seq2SeqDataset(Dataset):
         tokenizer: That of a Hugging Face directory.
         rows: The pairs.
         max_target_len: Longest target in tokens.
-
-    Raises:
-        ValueError: If the tokenizer has not what encoders need.
     """
 
     def __init__(self, tokenizer: Any, rows: TextPairs, max_target_len: int | None = None) -> None:
-        require_tokenizer(tokenizer)
         self._tokenizer, self._rows, self._max_target_len = tokenizer, rows, max_target_len
 
     def __len__(self) -> int:
@@ -94,22 +90,30 @@ class Seq2SeqDataset(Dataset):
 
 
 class _TablePairs:
-    def __init__(self, table: Any, source: str, target: str, prefix: str) -> None:
-        self._table, self._source, self._target, self._prefix = table, source, target, prefix
+    """Rows of a table as texts. The first row is looked at, for what columns cannot be read as."""
+
+    def __init__(self, table: Any, columns: tuple[str, str], prefix: str, where: str) -> None:
+        self._table, self._columns = table, columns
+        self._prefix, self._where = prefix, where
+        self[0]
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, index: int) -> tuple[str, str]:
-        row = dict(self._table[index])
-        source, target = (_as_text(row, column) for column in (self._source, self._target))
+        row = self._table[index]
+        try:
+            source, target = (_as_text(cell(row, column), column) for column in self._columns)
+        except ValueError as err:
+            raise ValueError(f"{self._where}: row {index + 1}: {err}") from err
         return self._prefix + source, target
 
 
-def _as_text(row: Any, column: str) -> str:
-    value = cell(row, column)
+def _as_text(value: Any, column: str) -> str:
     if isinstance(value, list) and value:
         if isinstance(value[0], list):
             return " | ".join(" : ".join(map(str, triple)) for triple in value)
         value = value[0]
-    return checked_text(value, column)
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f"{column} is {value!r}; it must be a text that is not empty")
+    return value

@@ -47,7 +47,7 @@ def read_texts(files: Sequence[str | Path], split: str, columns: Sequence[str]) 
     check_files(paths)
     try:
         if reader == "csv":
-            options = options | _as_text(paths, options["sep"])
+            options = options | as_text(paths, options["sep"])
         if reader == "parquet" and not all(pq.read_metadata(path).num_rows for path in paths):
             raise ValueError("a file has none")
         with quiet_datasets():
@@ -56,7 +56,7 @@ def read_texts(files: Sequence[str | Path], split: str, columns: Sequence[str]) 
         why = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"{names}: cannot read rows: {why}") from error
     for column in columns:
-        _check_text(table, column, names)
+        check_text(table, column, names)
     return table
 
 
@@ -99,11 +99,14 @@ def _reader(paths: Sequence[Path]) -> tuple[str, dict[str, Any]]:
     return found[0]
 
 
-def _as_text(paths: Sequence[Path], sep: str) -> dict[str, Any]:
+def as_text(paths: Sequence[Path], sep: str) -> dict[str, Any]:
     """The options with which every field of CSV files is read as it stands.
 
     Left alone, pandas takes columns of numbers for numbers, a text such as ``None`` for nothing,
     and a first row with more fields than the header for one that begins with its own name.
+
+    Raises:
+        ValueError: If a file has no rows, or other columns than the first one.
     """
     headers = [_header(path, sep) for path in paths]
     for path, header in zip(paths, headers, strict=True):
@@ -124,7 +127,22 @@ def _header(path: Path, sep: str) -> list[str]:
     return [str(name) for name in rows.iloc[0]]
 
 
-def _check_text(table: Table, column: str, names: str) -> None:
+def is_text(table: Table, column: str) -> bool:
+    """Whether a table has such a column, and texts in it."""
+    return table.features.get(column) in _TEXT
+
+
+def check_text(table: Table, column: str, names: str) -> None:
+    """Make sure that a column is there and holds a text in every row.
+
+    Args:
+        table: The rows.
+        column: Its name.
+        names: What an error calls the table.
+
+    Raises:
+        ValueError: If it does not.
+    """
     if column not in table.column_names:
         raise ValueError(f"{names}: no column {column!r} among {', '.join(table.column_names)}")
     if table.features[column] not in _TEXT:
