@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import families
 import pytest
 import tiny
 import torch
@@ -288,6 +289,25 @@ def test_truthfulqa_has_no_documents_for_training(tmp_path, tokenizer, name):
     sample = lm_eval_task(tokenizer, name, "validation", tmp_path)[0]
     text = tokenizer.decode(sample["tokens"])
     assert text.endswith("\n\nQ: Can pigs fly?\nA: No, they cannot<|im_end|>")
+
+
+def test_as_an_encoder_decoder_reads_and_writes_it(tmp_path, official):
+    families.save_word_tokenizer(tmp_path)
+    tokenizer = HFTokenizer(tmp_path, 16)
+    hf = AutoTokenizer.from_pretrained(tmp_path)
+    dataset = lm_eval_task(tokenizer, "boolq", include_path=official, seq2seq=True, max_samples=1)
+    prompt = "Ice is frozen water.\nQuestion: is ice water?\nAnswer:"
+    assert len(dataset) == 1
+    assert dataset.texts(0) == (prompt, "yes")
+    assert dataset[0] == {
+        "tokens": hf(prompt, truncation=True, max_length=16)["input_ids"],
+        "labels": hf(text_target="yes")["input_ids"],
+    }
+    for option in ("packed", "train_on_prompt"):
+        with pytest.raises(ValueError, match="seq2seq is true: leave out packed and train_on_pr"):
+            lm_eval_task(tokenizer, "boolq", include_path=official, seq2seq=True, **{option: True})
+    with pytest.raises(ValueError, match="object cannot put an encoder's markers"):
+        lm_eval_task(object(), "absent", seq2seq=True)
 
 
 def test_secret_answers(tmp_path, tokenizer):

@@ -54,7 +54,8 @@ def lm_eval_task(
         add_eos: Put the end-of-sequence token behind the answer, as a label.
         packed: Several documents to a row of ``tokenizer.max_seq_len`` tokens.
         seq2seq: Prompt and completion as an encoder-decoder reads and writes them, as source and
-            target, whose end is always a label. Neither ``packed`` nor ``train_on_prompt`` then.
+            target, whose end is always a label; what is too long loses its end. Neither ``packed``
+            nor ``train_on_prompt`` then.
 
     Returns:
         Dataset of ``{"tokens": [...], "labels": [...]}``, labels unshifted.
