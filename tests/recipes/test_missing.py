@@ -81,6 +81,22 @@ def test_what_makes_the_quickstarts_directories_is_named(empty, config_file, fai
     assert override.partition("=")[0].partition(".")[0] in line
 
 
+DOWNLOADS = {
+    "model.checkpoint_dir=models/all-MiniLM-L6-v2": (
+        "python -m hf_models.embedded --model all-MiniLM-L6-v2 --output models/all-MiniLM-L6-v2"
+    ),
+    "dataset.data_files=data/movie_snippets/train.jsonl": (
+        "python -m kd_data.movie_snippets --output data/movie_snippets"
+    ),
+}
+
+
+@pytest.mark.parametrize("override", DOWNLOADS)
+def test_what_makes_other_directories_is_named(empty, config_file, fails, override):
+    line = fails(config_file, override)
+    assert line.endswith(f"in {empty}; make it by `{DOWNLOADS[override]}`")
+
+
 def test_the_teacher_of_a_student_is_made_likewise(empty, fails):
     OmegaConf.save({"teacher_dir": "models/SmolLM2-135M-Instruct", "output_dir": "x",
                     "num_layers": 2}, empty / "init.yaml")  # fmt: skip
