@@ -124,8 +124,12 @@ def test_an_encoder_decoder_writes_with_beams(finished, tmp_path):
         written.append(tokenizer.decode(found[0], skip_special_tokens=True).strip())
     references = [[row["target"] for row in rows]]
     scores = results(directory / "eval")["results"]["heldout"]
-    assert scores["bleu,none"] == pytest.approx(BLEU().corpus_score(written, references).score)
-    assert scores["chrf,none"] == pytest.approx(CHRF().corpus_score(written, references).score)
+    assert scores["bleu,none"] == pytest.approx(
+        float(BLEU().corpus_score(written, references).score)
+    )
+    assert scores["chrf,none"] == pytest.approx(
+        float(CHRF().corpus_score(written, references).score)
+    )
 
 
 @pytest.mark.parametrize(
