@@ -1,16 +1,21 @@
 """A Hugging Face directory's own tokenizer behind torchtune's tokenizer protocol."""
 
-import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
 from torchtune.data import Message
 from torchtune.modules.transforms import Transform
 from torchtune.modules.transforms.tokenizers import ModelTokenizer
 
-from hf_models.chat_spans import as_chat, common_prefix_length, outside_spans
+from hf_models.chat_spans import (
+    as_chat,
+    common_prefix_length,
+    end_of_turn,
+    outside_spans,
+    render,
+)
 from hf_models.vocabulary import load_tokenizer
 
 
@@ -54,10 +59,8 @@ class HFTokenizer(ModelTokenizer, Transform):
         self.vocab_size = len(self._hf)
         added = self._hf.added_tokens_decoder.items()
         self.marker_ids = frozenset(index for index, token in added if token.special)
-        markers = [token.content for _, token in added if token.special]
-        # Longest first, as one marker may begin with another; without any, nothing matches.
-        markers.sort(key=len, reverse=True)
-        self._end_of_turn = re.compile(rf"\s*(?:{'|'.join(map(re.escape, markers)) or '(?!)'})")
+        self._end_of_turn = end_of_turn([token.content for _, token in added if token.special])
+        self._render = partial(render, self._hf, self.checkpoint_dir)
 
     def encode(self, text: str, add_bos: bool = True, add_eos: bool = True) -> list[int]:
         """Token ids of a plain text, without a chat template and never cut.
@@ -81,22 +84,40 @@ class HFTokenizer(ModelTokenizer, Transform):
 
         Returns:
             ``tokens``, and ``token_type_ids`` if this tokenizer tells the two texts apart.
+
+        Raises:
+            ValueError: If ``max_seq_len`` has room for the markers alone.
         """
-        found = self._hf(
-            text, pair, truncation=self.max_seq_len is not None, max_length=self.max_seq_len
-        )
+        found = self._hf(text, pair, **self._cut_to(self.max_seq_len, pair is not None))
         kept = {"tokens": found["input_ids"]}
         if "token_type_ids" in found:
             kept["token_type_ids"] = found["token_type_ids"]
         return kept
 
     def encode_target(self, text: str, max_length: int | None = None) -> list[int]:
-        """What a decoder behind an encoder is to write: a text with the tokenizer's own markers."""
+        """What a decoder behind an encoder is to write: a text with the tokenizer's own markers.
+
+        Args:
+            text: The text.
+            max_length: Longest target in tokens; None: ``max_seq_len``.
+
+        Raises:
+            ValueError: If it has room for the markers alone.
+        """
         limit = self.max_seq_len if max_length is None else max_length
-        tokens: list[int] = self._hf(
-            text_target=text, truncation=limit is not None, max_length=limit
-        )["input_ids"]
+        tokens: list[int] = self._hf(text_target=text, **self._cut_to(limit)).input_ids
         return tokens
+
+    def _cut_to(self, limit: int | None, pair: bool = False) -> dict[str, Any]:
+        if limit is None:
+            return {"verbose": False}
+        markers = self._hf.num_special_tokens_to_add(pair=pair)
+        if limit <= markers:  # which the tokenizer would take for no limit at all
+            raise ValueError(
+                f"{limit} tokens have no room for a text beside {markers} markers; raise "
+                "tokenizer.max_seq_len or max_target_len"
+            )
+        return {"truncation": True, "max_length": limit, "verbose": False}
 
     def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids, as it was: no space before a full stop is taken out."""
@@ -155,21 +176,6 @@ class HFTokenizer(ModelTokenizer, Transform):
         tokens, mask = self.tokenize_messages(sample["messages"], add_eos=not inference)
         rest = {key: value for key, value in sample.items() if key != "messages"}
         return rest | {"tokens": tokens, "mask": mask}
-
-    def _render(self, chat: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
-        if self._hf.chat_template is None:
-            raise ValueError(
-                f"{self.checkpoint_dir} has no chat template: use a plain text or "
-                "prompt/completion dataset, or a directory with a chat_template.jinja"
-            )
-        try:
-            return self._hf.apply_chat_template(
-                chat, tokenize=False, add_generation_prompt=add_generation_prompt
-            )
-        except TemplateError as error:
-            raise ValueError(
-                f"the chat template of {self.checkpoint_dir} refuses a conversation: {error}"
-            ) from error
 
     def _trained_span(self, text: str, chat: list[dict[str, str]], i: int) -> tuple[int, int]:
         """Where in ``text`` message i's turn begins and ends, in characters."""
