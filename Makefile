@@ -1,4 +1,5 @@
 # make quickstart  distil a real model on the CPU, end to end
+# make quickstart-bert  the same for an encoder: 6 layers teach 3 what film reviews say
 # make test        the test suite          make lint   ruff and mypy
 # make bench       speed and memory, side by side with torchtune's own losses
 # make test-faults the long tests: many kills, ranks and mutations
@@ -17,11 +18,17 @@ RUN := out/quickstart
 EVAL := $(BIN)/lm_eval run --model hf --tasks manual_perplexity,manual_choice \
 	--include_path $(DATA)/tasks --device cpu --batch_size 8
 
-# Everything is local here: do not wait for a hub that may be out of reach.
-quickstart test test-faults bench $(RUN)/epoch_0 out/eval/%: export HF_HUB_OFFLINE = 1
-quickstart $(RUN)/epoch_0: export TOKENIZERS_PARALLELISM = false
+BERT := models/all-MiniLM-L6-v2
+BERT_STUDENT := models/minilm-3-layers
+SNIPPETS := data/movie_snippets
+BERT_TEACHER := out/quickstart_bert_teacher
+BERT_RUN := out/quickstart_bert
 
-.PHONY: quickstart install test test-faults lint bench eval report clean
+# Everything is local here: do not wait for a hub that may be out of reach.
+quickstart quickstart-bert test test-faults bench $(RUN)/epoch_0 out/eval/%: export HF_HUB_OFFLINE = 1
+quickstart quickstart-bert $(RUN)/epoch_0: export TOKENIZERS_PARALLELISM = false
+
+.PHONY: quickstart quickstart-bert install test test-faults lint bench eval report clean
 .DELETE_ON_ERROR:
 
 quickstart: out/eval/teacher out/eval/student_before out/eval/student_after
@@ -47,6 +54,23 @@ $(STUDENT): | $(TEACHER)
 
 $(RUN)/epoch_0: configs/quickstart.yaml | $(STUDENT) $(DATA)
 	$(BIN)/tune run kd_single_device --config configs/quickstart.yaml output_dir=$(RUN)
+
+quickstart-bert: $(BERT_RUN)/evaluation.md
+	@echo && cat $< && echo && echo "loss curves: $(BERT_RUN)/logs/loss.png"
+
+$(BERT): | $(INSTALLED)
+	$(BIN)/python -m hf_models.embedded --model all-MiniLM-L6-v2 --output $@
+$(SNIPPETS): | $(INSTALLED)
+	$(BIN)/python -m kd_data.movie_snippets --output $@
+$(BERT_TEACHER)/epoch_1: configs/quickstart_bert_teacher.yaml | $(BERT) $(SNIPPETS)
+	$(BIN)/tune run kd_single_device --config $< output_dir=$(BERT_TEACHER)
+$(BERT_STUDENT): | $(BERT_TEACHER)/epoch_1
+	$(BIN)/tune run kd_init_student --config configs/init_student.yaml teacher_dir=$(BERT_TEACHER)/best \
+		output_dir=$@ layers=null num_layers=3
+$(BERT_RUN)/epoch_1: configs/quickstart_bert.yaml | $(BERT_STUDENT)
+	$(BIN)/tune run kd_single_device --config $< output_dir=$(BERT_RUN)
+$(BERT_RUN)/evaluation.md: $(BERT_RUN)/epoch_1
+	$(BIN)/tune run kd_evaluate --config $(BERT_RUN)/config.yaml evaluation.name=snippets
 
 # lm_eval's results of one model; the folder appears when they are complete.
 define evaluate

@@ -182,7 +182,10 @@ def save_family(
 class Samples(Dataset):
     """Random samples of a task, of unequal lengths; a component of a config."""
 
-    def __init__(self, tokenizer: Any, task: str, size: int = 8, seed: int = 0) -> None:
+    def __init__(
+        self, tokenizer: Any, task: str, size: int = 8, seed: int = 0, packed: bool = False
+    ) -> None:
+        assert not packed, "packed is for configs that are refused"
         random = Random(seed)
         self._samples = [self._sample(random, task) for _ in range(size)]
 

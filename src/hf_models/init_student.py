@@ -87,7 +87,7 @@ def init_student(
     raw = read_raw_config(teacher_dir) | config_changes(model, teacher_dir, choice.blocks, {})
     tensors = renumbered(_tensors(model, teacher_dir), model, choice.blocks)
     if stored is not None:
-        tensors = {name: tensor.to(stored) for name, tensor in tensors.items()}
+        tensors = {n: t.to(stored) if t.is_floating_point() else t for n, t in tensors.items()}
     with atomic_directory(output_dir) as folder:
         write_files(tensors, raw, teacher_dir, folder)
         write_origin(folder, teacher_dir, choice)
@@ -110,7 +110,7 @@ def _tensors(model: TransformersModel, teacher_dir: str | Path) -> dict[str, tor
         return read_tensors(find_tensors(teacher_dir))
     found: dict[str, TensorInfo] = {}
     for path in weight_files(Path(teacher_dir)):
-        found |= read_header(path)
+        found |= read_header(path, floats_only=False)
     return read_tensors(found)
 
 

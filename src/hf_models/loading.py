@@ -33,10 +33,15 @@ class Ties:
     def restore(self) -> None:
         """Make them one again."""
         for first, *others in self.groups:
-            parameter = self._module.get_parameter(first)
+            owner, own = self._place(first)
             for name in others:
-                owner, _, own = name.rpartition(".")
-                self._module.get_submodule(owner).register_parameter(own, parameter)
+                # Not by attribute: a layer may read its parameter in another dtype.
+                other, again = self._place(name)
+                other._parameters[again] = owner._parameters[own]
+
+    def _place(self, name: str) -> tuple[nn.Module, str]:
+        owner, _, own = name.rpartition(".")
+        return self._module.get_submodule(owner), own
 
 
 def load(model: Model, weights: Mapping[str, Tensor], device: torch.device | str) -> None:

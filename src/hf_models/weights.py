@@ -123,18 +123,19 @@ def _indexed_files(folder: Path) -> list[str]:
     raise FileNotFoundError(f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE} is here")
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
+def read_header(path: Path, floats_only: bool = True) -> dict[str, TensorInfo]:
     """What a file's header says of its tensors.
 
     Raises:
-        ValueError: If the file is no whole safetensors file, or a tensor is no floating-point one.
+        ValueError: If the file is no whole safetensors file, or with ``floats_only`` a tensor is no
+            floating-point one.
     """
     header = {}
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a mapping)
                 tensor = file.get_slice(name)
-                if tensor.get_dtype() not in _FLOATS:
+                if floats_only and tensor.get_dtype() not in _FLOATS:
                     raise ValueError(
                         f"{path}: tensor {name} is stored as {tensor.get_dtype()}; "
                         "only floating-point weights are supported"

@@ -32,6 +32,8 @@ def draw_blocks(checkpoint_dir: str | Path) -> Path:
         axis.bar(range(len(values)), values, color=colours)
         axis.set_xlabel(f"block of the {stack} of {origin['teacher']}")
         axis.set_ylabel(_AXES[origin["chosen_by"]], fontsize=9)
+        if min(values) > 0:  # the least of them are what matters
+            axis.set_yscale("log")
         axis.set_xticks(range(0, len(values), 1 if len(values) <= 32 else 4))
         handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (_COPIED, _LEFT_OUT)]
         axis.legend(handles, [f"copied ({len(copied)})", "left out"], frameon=False)

@@ -50,7 +50,8 @@ def logits(model, family):
 
 def no_cache(family):
     """A block that was moved by hand would look for the cache of its old place."""
-    return {"use_cache": False} if FAMILIES[family].task == "causal_lm" else {}
+    causal = FAMILIES[family].task == "causal_lm" or family == "qwen3_classifier"
+    return {"use_cache": False} if causal else {}
 
 
 def chosen_of(family):

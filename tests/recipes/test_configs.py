@@ -1,5 +1,6 @@
 """Every YAML in configs/ builds everything it names, with small stand-ins for its files."""
 
+import json
 import re
 import shlex
 from argparse import Namespace
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny
+from families import save_family
 from official_tasks import write_official_tasks
 from omegaconf import OmegaConf
 from torchtune.config._utils import _merge_yaml_and_cli_args
@@ -21,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 RUNS = [path for path in CONFIGS if "model" in OmegaConf.load(path)]
 TASK = "kd_data.lm_eval_task"
+EVALUATE = "kd_analysis.evaluate.evaluate.evaluate"
+ROWS = ("kd_data.classification_dataset", "kd_data.seq2seq_dataset")
 COMMAND = re.compile(r"^(?:# +)?((?:tune run|lm_eval|make eval) .*)$", re.MULTILINE)
 
 
@@ -32,7 +36,19 @@ def stand_ins(tmp_path_factory):
     narrow = {"hidden_size": 16, "num_attention_heads": 2, "num_key_value_heads": 1}
     student = root / "student"
     init_student(teacher, student, num_layers=4, mode="random_init", overrides=narrow)
-    return {"model": student, "teacher_model": teacher}
+    pairs = {"": {"model": student, "teacher_model": teacher}}
+    for family in ("bert", "bart", "t5"):
+        pairs[family] = {
+            "model": save_family(root / family / "student", family, student=True),
+            "teacher_model": save_family(root / family / "teacher", family),
+        }
+    return pairs
+
+
+def family_of(cfg):
+    """Whose small models stand in for a config's: encoders and encoder-decoders have their own."""
+    name = str(cfg.output_dir).rpartition("/")[2]
+    return next((one for one in ("bert", "bart", "t5") if one in name.split("_")), "")
 
 
 @pytest.fixture(scope="module")
@@ -48,30 +64,52 @@ def small(stand_ins, tasks, tiny_run, tmp_path):
     """Makes a config small: paths, sizes and number of steps change, components stay."""
 
     def shrink(cfg):
-        for node, directory in stand_ins.items():
-            if node in cfg:
+        for node, directory in stand_ins[family_of(cfg)].items():
+            if cfg.get(node) is not None:
                 cfg[node].checkpoint_dir = str(directory)
+                if "num_labels" in cfg[node]:
+                    cfg[node].num_labels = 3
         cfg.update(output_dir=str(tmp_path / "out"), device="cpu", dtype="fp32", batch_size=2)
         cfg.update(gradient_accumulation_steps=1, max_steps_per_epoch=1, epochs=1)
-        cfg.tokenizer.max_seq_len = 64
+        cfg.tokenizer.max_seq_len = 40
         texts = tiny.run_config(tmp_path, "", "", tiny_run.texts)["dataset"]
-        for key in ("dataset", "dataset_val"):
-            if cfg.get(key) is not None:
-                cfg[key] = local_data(cfg[key], tasks, texts)
+        kept = [key for key in ("dataset", "dataset_val") if cfg.get(key) is not None]
+        for key in kept:
+            OmegaConf.resolve(cfg[key])
+        for key in kept:
+            cfg[key] = local_data(cfg[key], tasks, texts, tmp_path)
         return cfg
 
     return shrink
 
 
-def local_data(node, tasks, texts):
+def local_data(node, tasks, texts, directory):
     """The node with local data: its tasks over local rows, or texts for any other dataset."""
     if node["_component_"] == "kd_data.mixture":
-        node.datasets = [local_data(one, tasks, texts) for one in node.datasets]
+        node.datasets = [local_data(one, tasks, texts, directory) for one in node.datasets]
+    elif node["_component_"] in ROWS:
+        columns = {key: node[key] for key in node if str(key).endswith("_column")}
+        path = directory / "rows.json"
+        path.write_text(json.dumps([row(columns, number) for number in range(8)]))
+        node = OmegaConf.create({**node, "source": "json", "data_files": str(path)})
+        node.split = "train"
+        node.pop("name", None)
     elif node["_component_"] == TASK:
         node.include_path = str(tasks)
     else:
         return texts
     return node
+
+
+def row(columns, number):
+    """A row with what a config's columns hold in the real data."""
+    if columns.get("source_column") == "tripleset":
+        facts = [["the loop", "ends", "once"], ["a name", "is", f"number {number}"]]
+        return {"tripleset": facts, "annotations": [{"source": "x", "text": "the loop ends"}]}
+    if "source_column" in columns:
+        return {"translation": {"en": "the loop ends", "ro": f"a name is bound {number}"}}
+    texts = {name: "the loop ends" for key, name in columns.items() if name and "text" in key}
+    return texts | {"label": number % 2}
 
 
 def without_teacher(cfg):
@@ -121,6 +159,14 @@ def commands(path):
     return [shlex.split(line, comments=True) for line in COMMAND.findall(text)]
 
 
+def source_of(config):
+    """The config that a finished run's is a copy of: that with its output_dir."""
+    if not config.startswith("out/"):
+        return config
+    directory = config.removesuffix("/config.yaml")
+    return next(path for path in RUNS if OmegaConf.load(path).output_dir == directory)
+
+
 def with_overrides(path, overrides):
     """A config as torchtune merges it with the command line's overrides."""
     yaml = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
@@ -137,11 +183,14 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS)
 def test_documented_commands_name_keys_and_tasks_that_exist(command):
     if command[0] == "tune":
-        config = command[command.index("--config") + 1]
+        config = source_of(command[command.index("--config") + 1])
         cfg = with_overrides(ROOT / config, command[command.index("--config") + 2 :])
         if "kd_init_student" in command:
             check_init_student(cfg)
         else:
+            evaluation = {"_component_": EVALUATE, **(cfg.pop("evaluation", None) or {})}
+            evaluation.pop("name", None)
+            check_component("evaluation", OmegaConf.create(evaluation))
             cfg = check_config(without_teacher(cfg))
             tasks = [one.task for one in task_nodes(cfg.dataset)]
             assert all(_definition(task, None) for task in tasks)

@@ -135,7 +135,7 @@ def _reference(data: Data, index: int) -> str:
 def _write(folder: Path, model: Path, name: str, count: int, values: Scores) -> None:
     """As lm_eval writes its results, so that every report reads both."""
     time = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%S.%f")
-    metrics = {f"{metric},none": value for metric, value in values.items()}
+    metrics = {f"{metric},none": float(value) for metric, value in values.items()}
     report = {
         "results": {name: {"alias": name, **metrics}},
         "n-samples": {name: {"original": count, "effective": count}},

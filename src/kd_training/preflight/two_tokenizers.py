@@ -16,17 +16,17 @@ def check_two_tokenizers(parts: Parts, terms: Sequence[Term]) -> None:
     config, weights = parts.config, parts.weights
     if config.teacher_tokenizer is None:
         return
+    if parts.student.task != "causal_lm":
+        raise ValueError(
+            "config: teacher_tokenizer works for causal language models only, and "
+            f"{parts.student.name} is none"
+        )
     for term in terms:
         if term.needs.distribution and term.rows is not None and term.rows.shares_vocabulary:
             raise ValueError(
                 f"config: {_named(term)} compares token by token, but teacher_tokenizer gives the "
                 "teacher tokens of its own; use kd_losses.ULDLoss, and leave out all others"
             )
-    if parts.student.task != "causal_lm":
-        raise ValueError(
-            "config: teacher_tokenizer works for causal language models only, and "
-            f"{parts.student.name} is none"
-        )
     fits = {
         "layer_mapping": ("none", weights["ir"] == 0),
         "token_scope.kd": ("labels", config.token_scope.kd == "labels"),
