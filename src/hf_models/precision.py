@@ -76,7 +76,7 @@ def gather_dtype(model: nn.Module) -> torch.dtype | None:
 def _casting(kind: type, names: tuple[str, ...], dtype: torch.dtype) -> type:
     """A subclass of a layer's type that reads its parameters ``names`` in ``dtype``."""
     members: dict[str, Any] = {name: _reader(name, dtype) for name in names}
-    if issubclass(kind, nn.Embedding):
+    if issubclass(kind, nn.Embedding) and kind.forward is nn.Embedding.forward:
         # Rows are cast after they are looked up: the same values, without a copy of all rows, and
         # what a frequent token's row gets from many positions is summed in fp32.
         def forward(self: nn.Embedding, tokens: Tensor) -> Tensor:

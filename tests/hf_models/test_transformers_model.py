@@ -4,10 +4,12 @@ import families
 import pytest
 import torch
 from families import FAMILIES, auto_class, save_family
+from torchtune import training
 from transformers import GenerationConfig
 
 from hf_models import Sampling, auto_model, lora_auto_model
 from hf_models.loading import load
+from hf_models.precision import keep_masters
 from kd_data.tasks import collate, collate_classification, collate_seq2seq
 
 WRITERS = ["gpt2", "mistral", "bloom", "gemma2", "mixtral", "t5", "bart"]
@@ -102,6 +104,25 @@ def test_taps_alone_are_those_of_a_whole_forward(directories, family):
     whole, short = (model.view(batch.inputs, taps, logits=wanted).taps for wanted in (True, False))
     assert all(torch.equal(whole[tap], short[tap]) for tap in taps)
     assert len(model.stacks()[stack]) == size.depth  # as it was
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_masters_compute_as_the_model_in_their_dtype(directories, family):
+    """Embeddings of some families scale or shift what they look up; masters must not undo that."""
+    theirs = auto_class(family).from_pretrained(directories(family), dtype=torch.bfloat16).eval()
+    with training.set_default_dtype(torch.bfloat16):
+        model = auto_model(directories(family))
+    keep_masters(model.module, torch.bfloat16)
+    load(model, model.layout.read(directories(family), None), "cpu")
+    model.module.eval()
+    assert {p.dtype for p in model.module.parameters()} == {torch.float32}
+    inputs = batch_of(family).inputs
+    named = {"input_ids" if name == "tokens" else name: one for name, one in inputs.items()}
+    expected = theirs(**named).logits
+    assert model.logits(inputs).flatten().tolist() == pytest.approx(
+        expected.flatten().tolist(), rel=2e-2, abs=2e-2
+    )
 
 
 @pytest.mark.parametrize("family", ["bert", "t5", "gpt2", "mixtral"])
