@@ -9,16 +9,18 @@ takes a run's config as it is: teacher, student before and newest student after,
 `kd_analysis.probe.analyze.analyze`.
 """
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from torchtune import config
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
 from kd_analysis.probe.analyze import analyze
 from kd_analysis.report.runs import analysis_of_run
-from kd_config.check import check_config
+from kd_config.check import check_config, typed
 from kd_config.command_line import run_main
 from kd_config.components import check_component, component
 from kd_data.samples import build_dataset
+from kd_training.build import build_model
 
 
 @config.parse
@@ -28,6 +30,12 @@ def main(cfg: DictConfig) -> None:
     node = OmegaConf.create({"_component_": "kd_analysis.probe.analyze.analyze", **options})
     check_component("analysis", node)
     cfg = check_config(cfg)
+    facts = build_model(typed(cfg), "model", torch.float32).facts
+    if facts.task != "causal_lm":
+        raise ValueError(
+            f"config: model: kd_analyze compares causal language models, and {facts.name} is none; "
+            "kd_evaluate scores it"
+        )
     arguments = analysis_of_run(cfg) | options
     tokenizer = component(cfg.tokenizer, "tokenizer")
     key = "dataset" if cfg.dataset_val is None else "dataset_val"

@@ -9,13 +9,11 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Subset
-from torchtune import training
 
-from hf_models.loading import load
 from hf_models.model import Model
-from hf_models.transformers_model.builders import auto_model
 from kd_analysis.evaluate import scores
 from kd_analysis.evaluate.scores import Scores
+from kd_analysis.open_model import open_model
 from kd_training.output.markdown import markdown_table
 
 TABLE = "evaluation.md"
@@ -81,7 +79,7 @@ def evaluate(
     place = torch.device(device)
     found: dict[str, Scores] = {}
     for name, directory in models.items():
-        model = _loaded(directory, task, place, dtype)
+        model = open_model(directory, task, place, dtype)
         with torch.no_grad():
             found[name] = _scores(model, loader, data, place, num_beams, max_new_tokens)
         inside = directory.resolve().is_relative_to(output_dir.resolve())
@@ -92,17 +90,6 @@ def evaluate(
     title = f"# {data.name}: {count} held-out samples\n\n"
     (output_dir / TABLE).write_text(f"{title}{table}\n", encoding="utf-8")
     return table
-
-
-def _loaded(directory: Path, task: str, device: torch.device, dtype: str) -> Model:
-    with training.set_default_dtype(training.get_dtype(dtype, device=device)):
-        model = auto_model(directory, task)
-    for note in model.layout.check(directory, None):
-        print(f"note: {note}")
-    load(model, model.layout.read(directory, None), device)
-    model.layout.set_habits(model.module, directory)
-    model.module.eval().requires_grad_(False)
-    return model
 
 
 def _scores(

@@ -13,12 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset
-from torchtune import training
 from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
-from torchtune.modules import TransformerDecoder
 from tqdm import tqdm
 
-from hf_models import DecoderModel, HFCheckpointer, decoder, load_weights
+from kd_analysis.open_model import open_model
 from kd_analysis.probe import layer_angles, logit_overlap
 from kd_analysis.probe.layer_angles import Angles
 from kd_analysis.probe.logit_overlap import KS, Overlap
@@ -78,18 +76,11 @@ def analyze(
 
 
 class _Model:
-    """A frozen decoder that gives its hidden states and the outputs of all its layers."""
+    """A frozen causal model that gives its hidden states and the outputs of all its layers."""
 
     def __init__(self, directory: str | Path, device: torch.device, dtype: str) -> None:
-        checkpointer = HFCheckpointer(directory)
-        checkpointer.check()
-        precision = training.get_dtype(dtype, device=device)
-        with training.set_default_dtype(precision), torch.device("meta"):
-            model: TransformerDecoder = decoder(directory)
-        weights = checkpointer.load_checkpoint()[training.MODEL_KEY]
-        load_weights(model, weights, device, precision)
-        self.model = DecoderModel(model.eval().requires_grad_(False))
-        self.head = self.model.head().weight
+        self.model = open_model(directory, "causal_lm", device, dtype)
+        self.head = self.model.head()
         (self.stack, sizes), *_ = self.model.facts.stacks.items()
         self.num_layers, self.width = sizes.depth, sizes.width
 
@@ -113,11 +104,11 @@ class _Comparison:
             for name, student in students.items()
             if student.width == teacher.width
         }
-        sizes = [len(model.head) for model in (teacher, *students.values())]
+        sizes = [len(model.head.weight) for model in (teacher, *students.values())]
         self._overlaps = {name: Overlap([k for k in KS if k <= min(sizes)]) for name in students}
 
     def _new_angles(self) -> Angles:
-        return Angles(self._teacher.num_layers, self._teacher.head.device)
+        return Angles(self._teacher.num_layers, self._teacher.head.weight.device)
 
     def update(self, batch: Batch) -> None:
         """Count the labelled positions of one more batch."""
@@ -130,7 +121,8 @@ class _Comparison:
             student_hidden, student_layers = student.run(batch, chosen)
             pairs = zip(student_hidden.split(_CHUNK), hidden.split(_CHUNK), strict=True)
             for ours, theirs in pairs:
-                logits = cut_to_shared(ours @ student.head.T, theirs @ self._teacher.head.T)
+                own, other = student.head.logits(ours), self._teacher.head.logits(theirs)
+                logits = cut_to_shared(own, other)
                 self._overlaps[name].update(*logits)
             origins = self._scaled(student_layers)
             for i, angles in enumerate(self._from_students.get(name, [])):
