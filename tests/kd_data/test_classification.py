@@ -205,6 +205,23 @@ def test_only_what_is_kept_need_be_right(tokenizer, tmp_path):
     assert len(classification_dataset(tokenizer, text_column="text", split="train[:75%]", **files))
 
 
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+def test_rows_without_a_text_can_be_left_out(tokenizer, tmp_path, kind):
+    rows = [ROWS[0], ROWS[1] | {"other": ""}, ROWS[2], ROWS[1] | {"text": None}, ROWS[1]]
+    files = write(tmp_path / f"a.{kind}", rows)
+    options = files | {"text_column": "text", "text_pair_column": "other", "skip_empty": True}
+    kept = [ROWS[0], ROWS[2], ROWS[1]]
+    for max_samples in (None, 2):
+        dataset = classification_dataset(tokenizer, max_samples=max_samples, **options)
+        assert list(dataset) == [
+            tokenizer.encode_text(row["text"], row["other"]) | {"labels": [row["label"]]}
+            for row in kept[:max_samples]
+        ]
+    files = write(tmp_path / f"b.{kind}", [ROWS[0] | {"text": " "}])
+    with pytest.raises(ValueError, match="no row has a text in text and other"):
+        classification_dataset(tokenizer, **options | files)
+
+
 def lines(*rows):
     return "".join(json.dumps(row) + "\n" for row in rows)
 
@@ -214,8 +231,12 @@ def row(text, label):
 
 
 BAD = {
-    "empty text": (lines(row("a", 1), row(" \n", 0)), {}, ["'text' is empty in row 2", "mend"]),
-    "null text": (lines(row("a", 1), row(None, 0)), {}, ["'text'", "nothing in 1", "row 2"]),
+    "empty text": (
+        lines(row("a", 1), row(" \n", 0)),
+        {},
+        ["'text' is empty in 1 of 2 rows, the first of them row 2", "skip_empty: true"],
+    ),
+    "null text": (lines(row("a", 1), row(None, 0)), {}, ["'text' is empty in 1 of 2 rows"]),
     "number for text": (lines(row(7, 1)), {}, ["'text' holds something else than text: int64"]),
     "null class": (lines(row("a", 1), row("b", None)), {}, ["'label' is empty in row 2"]),
     "fraction": (lines(row("a", 0.5)), {}, ["'label' holds double", "whole number or a name"]),

@@ -15,7 +15,13 @@ from processes import GUARD
 from torchtune.datasets import text_completion_dataset
 
 from hf_models import HFTokenizer
-from kd_data import lm_eval_task, mixture, prompt_completion_dataset
+from kd_data import (
+    classification_dataset,
+    lm_eval_task,
+    mixture,
+    prompt_completion_dataset,
+    seq2seq_dataset,
+)
 
 MB = 1e6
 WARM_UP, SIZE = 20 * MB, 120 * MB
@@ -35,7 +41,8 @@ def write_rows(path: Path, size: float) -> None:
     text = " ".join(tiny.SENTENCES * 3)
     with path.open("w") as file:
         for i in range(int(size / (len(text) + 50))):
-            file.write(json.dumps({"prompt": f"{i} {text}", "completion": f" {i}."}) + "\n")
+            row = {"prompt": f"{i} {text}", "completion": f" {i}.", "class": ("even", "odd")[i % 2]}
+            file.write(json.dumps(row) + "\n")
 
 
 def builders(root: Path, name: str) -> dict:
@@ -53,10 +60,24 @@ def builders(root: Path, name: str) -> dict:
     def task():
         return lm_eval_task(tokenizer, name, include_path=root)
 
+    def classes():
+        options = {"label_column": "class", "labels": ["even", "odd"], "data_files": str(file)}
+        return classification_dataset(tokenizer, "json", "prompt", **options)
+
+    def targets():
+        return seq2seq_dataset(tokenizer, "json", "prompt", "completion", data_files=str(file))
+
     def mixed():
         return mixture(tokenizer, [pairs(), task()], [1, 1])
 
-    return {"pairs": pairs, "texts": texts, "task": task, "mixture": mixed}
+    return {
+        "pairs": pairs,
+        "texts": texts,
+        "task": task,
+        "classes": classes,
+        "targets": targets,
+        "mixture": mixed,
+    }
 
 
 def own_memory() -> float:
@@ -107,5 +128,5 @@ def test_no_dataset_holds_its_rows(root):
         grown = process.submit(growths, root).result(GUARD)
     print({name: f"{value / MB:.0f} MB" for name, value in grown.items()})
     assert grown.pop("held") > 0.9 * SIZE, "what this test would see if a dataset held its rows"
-    assert set(grown) == {"pairs", "texts", "task", "mixture"}
+    assert set(grown) == {"pairs", "texts", "task", "classes", "targets", "mixture"}
     assert all(value < 0.15 * SIZE for value in grown.values()), grown

@@ -87,6 +87,12 @@ def test_nested_columns(build):
     ]
 
 
+def test_rows_without_a_text_can_be_left_out(build):
+    rows = [WMT[0], {"translation": {"de": "", "en": "a"}}, WMT[1]]
+    dataset = build(rows, "translation.de", "translation.en", skip_empty=True)
+    assert [dataset.texts(i)[1] for i in range(len(dataset))] == ["a name", "an object"]
+
+
 @pytest.mark.parametrize(
     "annotations",
     [
@@ -149,8 +155,12 @@ def test_from_a_config_to_a_batch(directory, tmp_path):
 
 
 BAD = {
-    "empty text": ([{"s": "a", "t": "b"}, {"s": " ", "t": "b"}], "s", "'s' is empty in row 2"),
-    "null text": ([{"s": "a", "t": "b"}, {"s": None, "t": "b"}], "s", "'s' holds something else"),
+    "empty text": (
+        [{"s": "a", "t": "b"}, {"s": " ", "t": "b"}],
+        "s",
+        "'s' is empty in 1 of 2 rows",
+    ),
+    "null text": ([{"s": "a", "t": "b"}, {"s": None, "t": "b"}], "s", "'s' is empty in 1 of 2"),
     "number": ([{"s": 7, "t": "b"}], "s", "row 1: s is 7; it must be a text"),
     "empty list": ([{"s": [], "t": "b"}], "s", r"row 1: s is \[\]; it must be a text"),
     "no record": ([{"s": [], "t": "b"}], "s.text", "row 1: there is no s.text"),
@@ -163,7 +173,7 @@ BAD = {
     "empty field": (
         [{"s": {"de": "a"}, "t": "b"}, {"s": {"de": ""}, "t": "b"}],
         "s.de",
-        r"'s\.de' is empty in row 2",
+        r"'s\.de' is empty in 1 of 2 rows, the first of them row 2; mend",
     ),
 }
 

@@ -94,7 +94,7 @@ DOWNLOADS = {
 @pytest.mark.parametrize("override", DOWNLOADS)
 def test_what_makes_other_directories_is_named(empty, config_file, fails, override):
     line = fails(config_file, override)
-    assert line.endswith(f"in {empty}; make it by `{DOWNLOADS[override]}`")
+    assert line.endswith(f"; make it by `{DOWNLOADS[override]}` or `make quickstart-bert`")
 
 
 def test_the_teacher_of_a_student_is_made_likewise(empty, fails):

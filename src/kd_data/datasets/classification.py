@@ -7,7 +7,8 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from kd_data.datasets.classes import class_ids
-from kd_data.datasets.sources import check_filled, load_table, name_of, require_tokenizer
+from kd_data.datasets.sources import load_table, name_of, require_tokenizer
+from kd_data.datasets.tables import check_text
 
 
 def classification_dataset(
@@ -20,6 +21,7 @@ def classification_dataset(
     split: str = "train",
     data_files: str | Sequence[str] | None = None,
     max_samples: int | None = None,
+    skip_empty: bool = False,
     **load_dataset_kwargs: Any,
 ) -> "ClassificationDataset":
     """Texts with a class each, from local files or the Hub.
@@ -41,6 +43,8 @@ def classification_dataset(
         split: Such as ``train`` or ``validation_matched``.
         data_files: One or several local files.
         max_samples: Only so many rows, the first ones.
+        skip_empty: Leave rows with an empty text out, of which GLUE's QQP has two; they are an
+            error otherwise.
         **load_dataset_kwargs: Further arguments of ``datasets.load_dataset``, such as ``name``.
 
     Returns:
@@ -55,11 +59,17 @@ def classification_dataset(
     require_tokenizer(tokenizer)
     texts = [text_column, *([text_pair_column] if text_pair_column else [])]
     table = load_table(
-        source, split, data_files, [*texts, label_column], max_samples, **load_dataset_kwargs
+        source,
+        split,
+        data_files,
+        [*texts, label_column],
+        max_samples,
+        skip_empty,
+        **load_dataset_kwargs,
     )
     where = name_of(source, data_files)
     for column in texts:
-        check_filled(table, column, where)
+        check_text(table, column, where)
     return ClassificationDataset(
         tokenizer, table, texts, class_ids(table, label_column, labels, where)
     )

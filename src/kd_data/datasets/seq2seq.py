@@ -18,6 +18,7 @@ def seq2seq_dataset(
     data_files: str | Sequence[str] | None = None,
     max_target_len: int | None = None,
     max_samples: int | None = None,
+    skip_empty: bool = False,
     **load_dataset_kwargs: Any,
 ) -> "Seq2SeqDataset":
     """Texts to read and texts to write, from local files or the Hub.
@@ -39,6 +40,7 @@ def seq2seq_dataset(
         data_files: One or several local files.
         max_target_len: Longest target in tokens; None: the tokenizer's ``max_seq_len``.
         max_samples: Only so many rows, the first ones.
+        skip_empty: Leave rows with an empty text out, which are an error otherwise.
         **load_dataset_kwargs: Further arguments of ``datasets.load_dataset``, such as ``name``.
 
     Returns:
@@ -51,7 +53,9 @@ def seq2seq_dataset(
     """
     require_tokenizer(tokenizer)
     columns = (source_column, target_column)
-    table = load_table(source, split, data_files, columns, max_samples, **load_dataset_kwargs)
+    table = load_table(
+        source, split, data_files, columns, max_samples, skip_empty, **load_dataset_kwargs
+    )
     rows = _TablePairs(table, columns, prefix, name_of(source, data_files))
     return Seq2SeqDataset(tokenizer, rows, max_target_len)
 

@@ -5,14 +5,13 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset as Table
 from datasets import load_dataset
 from omegaconf import OmegaConf
 
 from hf_models.missing import missing
-from kd_data.datasets.tables import as_text, check_files, check_text, is_text, quiet_datasets
+from kd_data.datasets.filled import check_filled, without_empty
+from kd_data.datasets.tables import as_text, check_files, is_text, quiet_datasets
 
 LOCAL = ("json", "csv", "parquet")
 
@@ -23,6 +22,7 @@ def load_table(
     data_files: Any,
     columns: Sequence[str],
     max_samples: int | None = None,
+    skip_empty: bool = False,
     **options: Any,
 ) -> Table:
     """The rows of a source, with these columns alone and no empty text in them.
@@ -35,6 +35,7 @@ def load_table(
         data_files: A path, several, or those of each split.
         columns: Names; of a nested one with dots, such as ``translation.de``.
         max_samples: Only so many rows, the first ones.
+        skip_empty: Leave rows with an empty text out, which are an error otherwise.
         **options: Further ones of ``datasets.load_dataset``, such as ``name``.
 
     Raises:
@@ -59,11 +60,13 @@ def load_table(
     if not isinstance(table, Table) or len(table) == 0:
         raise ValueError(f"{where}: split {split} has no rows to look up by number")
     table = _with_columns(table, columns, where)
+    texts = [column for column in columns if is_text(table, column)]
+    if skip_empty:
+        table = without_empty(table, texts, where)
     if max_samples is not None:
         table = table.select(range(min(max_samples, len(table))))
-    for column in columns:
-        if is_text(table, column):
-            check_filled(table, column, where)
+    for column in texts:
+        check_filled(table, column, where)
     return table
 
 
@@ -86,24 +89,6 @@ def cell(row: Mapping[str, Any], column: str) -> Any:
             raise ValueError(f"there is no {column}")
         value = value[name]
     return value
-
-
-def check_filled(table: Table, column: str, where: str) -> None:
-    """Make sure that a column holds texts, none of them empty.
-
-    Raises:
-        ValueError: If it does not; the message names the first row.
-    """
-    check_text(table, column, where)
-    start = 0
-    for chunk in table.data.column(column).chunks:
-        first = pc.index(pc.utf8_trim_whitespace(chunk), pa.scalar("", chunk.type)).as_py()
-        if first >= 0:
-            raise ValueError(
-                f"{where}: column {column!r} is empty in row {start + first + 1}; leave the row "
-                "out, or mend it"
-            )
-        start += len(chunk)
 
 
 def require_tokenizer(tokenizer: Any) -> None:
