@@ -1,5 +1,6 @@
 """What a student's model card says of the config that made it."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from kd_config.dataset_nodes import nodes_of
 from kd_config.public import environment_unresolved, public_config
 from kd_config.wording import component_text, mapping_text, model_directory
+
+_OF_A_RUN = re.compile(r"best|epoch_\d+")
 
 
 @dataclass(frozen=True)
@@ -74,9 +77,15 @@ def card_facts(cfg: DictConfig, with_teacher: bool = True, task: str = "causal_l
 
 
 def last_part(path: str) -> str:
-    """The last part of a path; all of it where that is part of an interpolation."""
+    """The last part of a path; all of it where that is part of an interpolation.
+
+    What a run calls its students tells too little by itself: then with the run's name.
+    """
     name = Path(path).name
-    return path if "}" in name or "${" in name else name
+    if "}" in name or "${" in name:
+        return path
+    of_a_run = _OF_A_RUN.fullmatch(name) and Path(path).parent.name
+    return f"{of_a_run}/{name}" if of_a_run else name
 
 
 def _precision(cfg: DictConfig, rank: int | None) -> str:

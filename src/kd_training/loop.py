@@ -4,7 +4,9 @@ import math
 import time
 
 from kd_data import Batch
+from kd_data.batch import LOGITS
 from kd_training.checkpoint.run_state import RunState
+from kd_training.objective.term import Term
 from kd_training.output import directory
 from kd_training.output.loss_plot import Panel, plot_losses
 from kd_training.output.metrics import METRICS_FILE, Metrics, peak_memory_gib
@@ -46,9 +48,14 @@ class Loop:
             self.metrics.close()
         if self.placement.rank == 0:
             directory.write_summary(self.records.directory, self.saving.summary())
-            panels = [Panel(t.name, t.title, t.unit) for t in self.prepared.objective.terms]
+            panels = [Panel(t.name, t.title, self._unit(t)) for t in self.prepared.objective.terms]
             logs = self.records.directory / "logs"
             plot_losses(self.records.directory / METRICS_FILE, logs / "loss.png", panels)
+
+    def _unit(self, term: Term) -> str:
+        """A classifier's logits are of samples."""
+        of_samples = self.prepared.student.facts.classes is not None and term.place == LOGITS
+        return term.unit.replace("token", "sample") if of_samples else term.unit
 
     def _start(self) -> None:
         records = self.records

@@ -1,6 +1,5 @@
 """From a config to a run in typed parts. Behind this nobody reads a config by its keys."""
 
-import json
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torchtune import training
 
-from hf_models.model import Model, ModelFacts
+from hf_models.model import Model
 from kd_config.card import card_facts
 from kd_config.check import check_config, typed
 from kd_config.components import argument
@@ -18,11 +17,10 @@ from kd_config.loggers import make_loggers
 from kd_config.public import from_environment
 from kd_config.schema import RunConfig
 from kd_config.weights import loss_weights
-from kd_data.loaders import Batching, collate_with, train_source, val_loader
-from kd_data.samples import build_samples, build_tokenizer
-from kd_data.sources import DatasetSource
+from kd_data.samples import build_tokenizer
 from kd_teachers import Live, check_needs
 from kd_training import build
+from kd_training.build_data import Tokenizers, build_source, build_validator
 from kd_training.checkpoint.facts import Facts
 from kd_training.checkpoint.resume import find_checkpoint, read_checkpoint
 from kd_training.objective.objective import Objective
@@ -38,22 +36,6 @@ from kd_training.preflight.same_task import check_same_task
 from kd_training.preflight.sources import check_sources
 from kd_training.preflight.two_tokenizers import check_two_tokenizers
 from kd_training.prepared import Loading, Optimization, Records, Run, Schedule
-from kd_training.validation import Validator
-
-Tokenizers = tuple[Any, Any]  # the student's, and that of a teacher with one of its own or None
-# What a validation's total depends on, besides its samples, the terms' weights and the student.
-_MEASURE = (
-    "kd_loss",
-    "prompt_kd_loss",
-    "ir_loss",
-    "layer_mapping",
-    "layer_projection",
-    "token_scope",
-    "terms",
-    "teacher_model",
-    "teacher_checkpointer",
-    "teacher_quantization",
-)
 
 
 def prepare(cfg: DictConfig, placement: Placement) -> Run:
@@ -81,7 +63,7 @@ def prepare(cfg: DictConfig, placement: Placement) -> Run:
     quantization = build.build_quantization(config)
     tokenizers = _build_tokenizers(config, student, teacher)
     own, teachers, notes = _build_checkpointers(config, cfg, student, teacher)
-    source = _build_source(config, placement, seed, tokenizers, ignore, student.facts)
+    source = build_source(config, placement, seed, tokenizers, ignore, student.facts)
     if facts:
         source.check_same(facts["source"])
     lines = partial(plan, config, student, teacher, objective.terms, source, dtype, placement)
@@ -93,7 +75,7 @@ def prepare(cfg: DictConfig, placement: Placement) -> Run:
         teacher=teacher,
         objective=objective,
         source=source,
-        validator=_build_validator(config, placement, objective, tokenizers, ignore),
+        validator=build_validator(config, placement, objective, tokenizers, ignore),
         scales=_dynamic_scales(config, objective.weights),
         schedule=_schedule(config),
         loading=Loading(own, teachers, quantization),
@@ -171,49 +153,6 @@ def _build_checkpointers(
     if untrained:
         raise ValueError(f"config: teacher_checkpointer: {untrained[0]}; a teacher must be trained")
     return own, teachers, notes
-
-
-def _build_source(
-    config: RunConfig,
-    placement: Placement,
-    seed: int,
-    tokenizers: Tokenizers,
-    ignore: int,
-    facts: ModelFacts,
-) -> DatasetSource:
-    to_batch = collate_with(facts, *tokenizers, ignore)
-    dataset = build_samples(config.dataset, "dataset", *tokenizers, ignore, facts)
-    batching = Batching(
-        batch_size=config.batch_size,
-        accumulation=config.gradient_accumulation_steps,
-        shuffle=config.shuffle,
-        seed=seed,
-        group_by_length=config.group_by_length,
-        max_steps=config.max_steps_per_epoch,
-        num_workers=config.num_workers,
-    )
-    return train_source(dataset, batching, placement, to_batch, ignore)
-
-
-def _build_validator(
-    config: RunConfig,
-    placement: Placement,
-    objective: Objective,
-    tokenizers: Tokenizers,
-    ignore: int,
-) -> Validator | None:
-    if config.dataset_val is None:
-        return None
-    facts = objective.student.facts
-    loader = val_loader(
-        build_samples(config.dataset_val, "dataset_val", *tokenizers, ignore, facts),
-        config.batch_size_val or config.batch_size,
-        placement,
-        collate_with(facts, *tokenizers, ignore),
-        config.num_workers,
-    )
-    measured_by = json.dumps([config.plain(_MEASURE), objective.weights], sort_keys=True)
-    return Validator(objective, loader, placement, measured_by)
 
 
 def _dynamic_scales(config: RunConfig, weights: Mapping[str, float]) -> DynamicScales | None:

@@ -10,7 +10,8 @@ from peft import LoraConfig
 from torch import Tensor, nn
 
 from hf_models.loading import Ties
-from hf_models.model import Merged, ModelFacts, Sampling, View
+from hf_models.model import Merged, Sampling, View
+from hf_models.transformers_model.facts import CLASSIFICATION, facts_of, new_modules
 from hf_models.transformers_model.generate import generate
 from hf_models.transformers_model.head import read_head, without_head
 from hf_models.transformers_model.layout import TransformersLayout
@@ -21,11 +22,10 @@ from hf_models.transformers_model.lora import (
     plain_name,
     start,
 )
-from hf_models.transformers_model.stacks import find_head, find_stacks, stack_sizes
+from hf_models.transformers_model.stacks import find_head, find_stacks
 from kd_losses import Head
 from layer_mapping import LayerTaps, Tap
 
-_CLASSIFICATION = "sequence_classification"
 # Padding comes last, where a causal model's other positions do not see it.
 logging.getLogger("transformers.modeling_utils").addFilter(
     lambda record: "passing in an `attention_mask`" not in record.getMessage()
@@ -52,25 +52,14 @@ class TransformersModel:
     def __init__(self, module: Any, task: str) -> None:
         self.module = module
         self.adapter: LoraConfig | None = None
-        classifies = task == _CLASSIFICATION
-        config, vocabulary = module.config, module.get_input_embeddings().num_embeddings
         self.stack_paths = find_stacks(module, task)
-        self.head_path = find_head(module, task, config.num_labels if classifies else vocabulary)
-        self.new_modules = _new_modules(module) if classifies else []
-        parameters = inspect.signature(module.forward).parameters
-        self._takes = set(parameters)
-        self.facts = ModelFacts(
-            task=task,
-            vocabulary=vocabulary,
-            max_positions=_max_positions(module),
-            stacks=stack_sizes(module, self.stack_paths),
-            classes=config.num_labels if classifies else None,
-            pad_id=getattr(config, "pad_token_id", None),
-            decoder_start_id=getattr(config, "decoder_start_token_id", None),
-            separates_documents="position_ids" in parameters,
-            name=type(module).__name__,
+        self.facts = facts_of(module, task, self.stack_paths)
+        self.head_path = find_head(module, task, self.facts.outputs)
+        self.new_modules = new_modules(module) if task == CLASSIFICATION else []
+        self._takes = set(inspect.signature(module.forward).parameters)
+        self.layout = TransformersLayout(
+            type(module), module.config, self.stack_paths, self.new_modules
         )
-        self.layout = TransformersLayout(type(module), config, self.stack_paths, self.new_modules)
         self._ties = Ties(module)
 
     def view(
@@ -171,7 +160,7 @@ class TransformersModel:
 
     @property
     def _classifies(self) -> bool:
-        return self.facts.task == _CLASSIFICATION
+        return self.facts.task == CLASSIFICATION
 
     def _arguments(self, inputs: Mapping[str, Tensor]) -> dict[str, Any]:
         """The module's own keyword arguments.
@@ -185,24 +174,6 @@ class TransformersModel:
         if "token_type_ids" not in self._takes:
             given.pop("token_type_ids", None)
         return given | ({"use_cache": False} if "use_cache" in self._takes else {})
-
-
-def _new_modules(module: Any) -> list[str]:
-    """The children of a classifier that its base model has not."""
-    base = module.base_model_prefix
-    named = module.named_children()
-    return [name for name, one in named if name != base and any(True for _ in one.parameters())]
-
-
-def _max_positions(module: Any) -> int | None:
-    """The longest sequence that positions are known for; None without a limit."""
-    limit = getattr(module.config, "max_position_embeddings", None)
-    for name, one in module.named_modules():
-        # RoBERTa and its kin count from the row behind the padding's.
-        if isinstance(one, nn.Embedding) and name.endswith("position_embeddings"):
-            offset = 0 if one.padding_idx is None else one.padding_idx + 1
-            limit = one.num_embeddings - offset
-    return limit
 
 
 def _checked(name: str, kept: Tensor, found: Tensor | None) -> Tensor:

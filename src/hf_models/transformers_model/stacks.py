@@ -1,5 +1,6 @@
 """Where a transformers model keeps its blocks and its head."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -68,7 +69,7 @@ def _find(module: nn.Module, prefix: str, depth: int, stack: str) -> str:
     return f"{prefix}.{path}" if prefix else path
 
 
-def stack_sizes(module: Any, paths: dict[str, str]) -> dict[str, Stack]:
+def stack_sizes(module: Any, paths: Mapping[str, str]) -> dict[str, Stack]:
     """The size of each stack."""
     width = module.config.hidden_size
     return {

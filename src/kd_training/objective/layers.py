@@ -11,6 +11,7 @@ from hf_models.model import View
 from kd_config.components import argument, component, expect, imported, reason
 from kd_config.schema import RunConfig
 from kd_data import Batch
+from kd_data.batch import ENCODER
 from kd_teachers import Needs, Signal
 from kd_training.objective.parts import Parts
 from kd_training.objective.term import Sum, Term
@@ -118,7 +119,8 @@ def build(name: str, parts: Parts) -> list[Term]:
             _scope(config, stack),
         )
         term.share = _share(loss.reduction, len(pairs), sum(map(len, first.values())))
-        term.compared = f"teacher's layers, {term.scope}"
+        where = "every token" if stack == ENCODER else term.scope
+        term.compared = f"teacher's layers, {where}"
         term.loss_key = "ir_loss"
         terms.append(term)
     return terms

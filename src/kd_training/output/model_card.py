@@ -82,7 +82,8 @@ def _summary(facts: CardFacts, metrics: Mapping[str, float]) -> str:
     if "steps" in metrics:
         trained.append(f"{metrics['steps']:,.0f} steps of {facts.batch} samples per device")
     if "label_tokens" in metrics:
-        trained.append(f"{metrics['label_tokens']:,.0f} tokens with a label")
+        counted = "samples" if facts.task == "sequence_classification" else "tokens with a label"
+        trained.append(f"{metrics['label_tokens']:,.0f} {counted}")
     return f"{learner}, {how}. Trained: {'; '.join(trained)}."
 
 

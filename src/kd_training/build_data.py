@@ -1,0 +1,81 @@
+"""From the config's datasets to the steps of a run and its held-out measure."""
+
+import json
+from typing import Any
+
+from hf_models.model import ModelFacts
+from kd_config.schema import RunConfig
+from kd_data.loaders import Batching, collate_with, train_source, val_loader
+from kd_data.samples import build_samples
+from kd_data.sources import DatasetSource
+from kd_training.objective.objective import Objective
+from kd_training.placement.one_device import Placement
+from kd_training.validation import Validator
+
+Tokenizers = tuple[Any, Any]  # the student's, and that of a teacher with one of its own or None
+# What a validation's total depends on, besides its samples, the terms' weights and the student.
+_MEASURE = (
+    "kd_loss",
+    "prompt_kd_loss",
+    "ir_loss",
+    "layer_mapping",
+    "layer_projection",
+    "token_scope",
+    "terms",
+    "teacher_model",
+    "teacher_checkpointer",
+    "teacher_quantization",
+)
+
+
+def build_source(
+    config: RunConfig,
+    placement: Placement,
+    seed: int,
+    tokenizers: Tokenizers,
+    ignore: int,
+    facts: ModelFacts,
+) -> DatasetSource:
+    """The steps of ``dataset``.
+
+    Raises:
+        ValueError: If it cannot be built, or does not fill a step.
+    """
+    to_batch = collate_with(facts, *tokenizers, ignore)
+    dataset = build_samples(config.dataset, "dataset", *tokenizers, ignore, facts)
+    batching = Batching(
+        batch_size=config.batch_size,
+        accumulation=config.gradient_accumulation_steps,
+        shuffle=config.shuffle,
+        seed=seed,
+        group_by_length=config.group_by_length,
+        max_steps=config.max_steps_per_epoch,
+        num_workers=config.num_workers,
+    )
+    return train_source(dataset, batching, placement, to_batch, ignore)
+
+
+def build_validator(
+    config: RunConfig,
+    placement: Placement,
+    objective: Objective,
+    tokenizers: Tokenizers,
+    ignore: int,
+) -> Validator | None:
+    """The objective on ``dataset_val``; None without it.
+
+    Raises:
+        ValueError: If the dataset cannot be built.
+    """
+    if config.dataset_val is None:
+        return None
+    facts = objective.student.facts
+    loader = val_loader(
+        build_samples(config.dataset_val, "dataset_val", *tokenizers, ignore, facts),
+        config.batch_size_val or config.batch_size,
+        placement,
+        collate_with(facts, *tokenizers, ignore),
+        config.num_workers,
+    )
+    measured_by = json.dumps([config.plain(_MEASURE), objective.weights], sort_keys=True)
+    return Validator(objective, loader, placement, measured_by)
