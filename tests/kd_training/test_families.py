@@ -155,6 +155,16 @@ def step_of(loaded):
 
 
 @pytest.mark.parametrize("family", ["bert", "t5", "bart", "gemma2", "mixtral"])
+def test_micro_batches_give_the_step_of_one_batch(family, family_run):
+    several, weights = step_of(family_run(family))
+    whole = {"batch_size": 4, "gradient_accumulation_steps": 1}
+    one, others = step_of(family_run(family, whole))
+    for name, value in several.items():
+        assert one[name] == pytest.approx(value, rel=1e-5), name
+    assert all(torch.allclose(others[name], w, atol=1e-5) for name, w in weights.items())
+
+
+@pytest.mark.parametrize("family", ["bert", "t5", "bart", "gemma2", "mixtral"])
 def test_checkpointed_blocks_change_nothing(family, family_run):
     kept, weights = step_of(family_run(family))
     again, others = step_of(family_run(family, {"enable_activation_checkpointing": True}))

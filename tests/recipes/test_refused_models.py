@@ -95,6 +95,41 @@ def test_student_and_teacher_must_be_for_one_task(refusal, directories):
     assert "model is for sequence_classification, but teacher_model for seq2seq_lm" in line
 
 
+ROWS = {
+    "_component_": "kd_data.classification_dataset",
+    "source": "json",
+    "text_column": "text",
+}
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "words"),
+    [
+        (
+            [{"text": "the loop ends", "label": 7}],
+            {},
+            "its labels go up to 7, but the model has 3 classes, from 0 to 2; set model.num_labels",
+        ),
+        (
+            [{"text": "the loop ends " * 20, "label": 1}],
+            {},
+            "has 62 tokens, but the model takes 40 positions; set tokenizer.max_seq_len: 40",
+        ),
+        (
+            [{"text": "the loop ends", "label": 1}],
+            {"tokenizer": {"_component_": "own_terms.NoEncoder"}},
+            "NoEncoder cannot put an encoder's markers around a text",
+        ),
+    ],
+)
+def test_data_that_the_model_cannot_take_are_refused(refusal, tmp_path, rows, changes, words):
+    (tmp_path / "rows.json").write_text(json.dumps(rows * 4))
+    line = refusal(
+        "bert", {"dataset": ROWS | {"data_files": str(tmp_path / "rows.json")}, **changes}
+    )
+    assert words in line, line
+
+
 def changed(directory, target, change):
     """A copy of a model's directory with another config.json."""
     target.mkdir()
