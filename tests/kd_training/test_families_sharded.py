@@ -42,7 +42,7 @@ def config(root, case, ranks):
         family_config(out, family, root / family / "teacher", root / family / "student")
     )
     cfg.update(batch_size=4, gradient_accumulation_steps=1)
-    cfg.optimizer = {"_component_": "torch.optim.SGD", "lr": 0.3, "momentum": 0.9}
+    cfg.optimizer = {"_component_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}
     cfg.dataset.size = 4 * STEPS
     for key, value in CASES[case].items():
         OmegaConf.update(cfg, key, value, force_add=True)

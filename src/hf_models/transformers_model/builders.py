@@ -5,10 +5,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from accelerate import init_empty_weights
 
-from hf_models.transformers_model.config import TASKS, read_auto_config
-from hf_models.transformers_model.lora import add_lora
+from hf_models.transformers_model.config import AUTO_CLASSES, read_auto_config
 from hf_models.transformers_model.model import TransformersModel
 from hf_models.transformers_model.quiet import quiet
 
@@ -37,8 +35,11 @@ def auto_model(
         ValueError: If config.json is malformed, asks for remote code, does not fit the task, or the
             model has not the blocks and the head that its config describes.
     """
+    # Here, because runs of torchtune's decoders need it not, and it takes a while to import.
+    from accelerate import init_empty_weights
+
     config, task = read_auto_config(checkpoint_dir, task, num_labels)
-    auto = getattr(transformers, TASKS[task][0])
+    auto = getattr(transformers, AUTO_CLASSES[task])
     # Parameters go to the meta device as they are made. Buffers stay: no file holds all of them.
     with torch.device("cpu"), init_empty_weights(include_buffers=False), quiet():
         module = auto.from_config(
@@ -77,6 +78,8 @@ def lora_auto_model(
         FileNotFoundError: See `auto_model`.
         ValueError: See `auto_model`; or if a target is no linear layer of the model.
     """
+    from hf_models.transformers_model.lora import add_lora
+
     model = auto_model(checkpoint_dir, task, num_labels, attn_implementation)
     add_lora(model, lora_target_modules, lora_rank, lora_alpha, lora_dropout)
     return model

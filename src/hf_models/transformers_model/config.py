@@ -1,28 +1,36 @@
 """What a directory's config.json says of a model that transformers builds, and of its task."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.models.auto import modeling_auto
 
 from hf_models.raw_config import read_raw_config
 
-TASKS = {
-    "causal_lm": (
-        "AutoModelForCausalLM",
-        modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    ),
-    "seq2seq_lm": (
-        "AutoModelForSeq2SeqLM",
-        modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
-    ),
-    "sequence_classification": (
-        "AutoModelForSequenceClassification",
-        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
-    ),
+AUTO_CLASSES = {
+    "causal_lm": "AutoModelForCausalLM",
+    "seq2seq_lm": "AutoModelForSeq2SeqLM",
+    "sequence_classification": "AutoModelForSequenceClassification",
 }
+
+
+@cache
+def _known() -> dict[str, Mapping[str, Any]]:
+    """Task → model type → its classes; and of masked language models."""
+    # Here, because it brings all of transformers' model code along.
+    from transformers.models.auto import modeling_auto as auto
+
+    return {
+        "causal_lm": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "seq2seq_lm": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        "sequence_classification": auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        _MASKED: auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    }
+
+
+_MASKED = "masked_lm"
 
 
 def read_auto_config(
@@ -69,16 +77,16 @@ def _refusal(raw: dict[str, Any], err: Exception) -> str:
 def _task(config: PreTrainedConfig, task: str | None, where: Path) -> str:
     if task is None:
         task = _of_architecture(config, where)
-    if task not in TASKS:
-        raise ValueError(f"task is {task!r}; use {', '.join(TASKS)}")
-    able = [one for one, (_, classes) in TASKS.items() if config.model_type in classes]
+    if task not in AUTO_CLASSES:
+        raise ValueError(f"task is {task!r}; use {', '.join(AUTO_CLASSES)}")
+    able = [one for one in AUTO_CLASSES if config.model_type in _known()[one]]
     if task not in able:
         have = f"it has {', '.join(able)}" if able else "nor for any other task here"
         raise ValueError(
             f"{where}: transformers has no {config.model_type} for task {task}; {have}"
         )
     # A masked language model sees the very tokens that it would have to predict.
-    masked = config.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    masked = config.model_type in _known()[_MASKED]
     if task == "causal_lm" and masked and not getattr(config, "is_decoder", False):
         raise ValueError(
             f"{where}: {config.model_type} reads in both directions, so it is no causal_lm; "
@@ -96,12 +104,12 @@ def any_task(checkpoint_dir: str | Path) -> str | None:
     if _named_task(raw.get("architectures") or []) is not None:
         return None
     kind, order = raw.get("model_type"), ("sequence_classification", "seq2seq_lm", "causal_lm")
-    return next((task for task in order if kind in TASKS[task][1]), None)
+    return next((task for task in order if kind in _known()[task]), None)
 
 
 def _named_task(architectures: Sequence[str]) -> str | None:
-    for task, (_, classes) in TASKS.items():
-        for known in classes.values():
+    for task in AUTO_CLASSES:
+        for known in _known()[task].values():
             if set(architectures) & set([known] if isinstance(known, str) else known):
                 return task
     return None
@@ -113,7 +121,9 @@ def _of_architecture(config: PreTrainedConfig, where: Path) -> str:
     if task is not None:
         return task
     shown = ", ".join(names) or "none"
-    raise ValueError(f"{where}: architectures ({shown}) tell no task; set task: {', '.join(TASKS)}")
+    raise ValueError(
+        f"{where}: architectures ({shown}) tell no task; set task: {', '.join(AUTO_CLASSES)}"
+    )
 
 
 def _set_classes(config: PreTrainedConfig, num_labels: int | None, where: Path) -> None:

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from hf_models.precision import master
+from hf_models.transformers_model.lora_state import has_lora
 from kd_losses import Head
 
 # Factors of the logits, as configs call them.
@@ -20,7 +20,7 @@ _FACTORS: dict[str, Callable[[float], float]] = {
 
 def read_head(module: Any, layer: Any) -> Head:
     """The head that a module's layer and config describe; a proof tells whether it is so."""
-    adapted = isinstance(layer, LoraLayer)
+    adapted = has_lora(layer)
     base = layer.base_layer if adapted else layer
     weight = master(base)
     if adapted:

@@ -6,10 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
-from peft import LoraConfig
 from torch import Tensor
-from transformers import GenerationConfig
 
 from hf_models.directories import (
     copy_companions,
@@ -108,6 +105,8 @@ class TransformersLayout:
 
     def set_habits(self, module: Any, directory: Path) -> None:
         """Have a module generate as its directory's generation_config.json says."""
+        from transformers import GenerationConfig
+
         if module.can_generate() and (directory / "generation_config.json").is_file():
             module.generation_config = GenerationConfig.from_pretrained(
                 directory, local_files_only=True
@@ -122,6 +121,8 @@ class TransformersLayout:
         tokenizer_dir: Path,
     ) -> None:
         """See the protocol; ``save_pretrained`` writes the weights."""
+        from accelerate import init_empty_weights
+
         dtype = next(t.dtype for t in weights.values() if t.is_floating_point())
         with torch.device("cpu"), init_empty_weights(include_buffers=False), quiet():
             model = self._kind._from_config(self._config, dtype=dtype)
@@ -140,6 +141,8 @@ class TransformersLayout:
         folder: Path,
     ) -> None:
         """See the protocol; PEFT writes its config."""
+        from peft import LoraConfig
+
         named = None if base_dir is None else portable_path(base_dir)
         folder.mkdir(parents=True, exist_ok=True)
         settings = LoraConfig(**{**config, "base_model_name_or_path": named})

@@ -6,16 +6,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 
 from hf_models.loading import Ties
 from hf_models.model import Merged, Sampling, View
 from hf_models.transformers_model.facts import CLASSIFICATION, facts_of, new_modules
-from hf_models.transformers_model.generate import generate
 from hf_models.transformers_model.head import read_head, without_head
 from hf_models.transformers_model.layout import TransformersLayout
-from hf_models.transformers_model.lora import (
+from hf_models.transformers_model.lora_state import (
     is_adapter,
     merge,
     peft_tensors,
@@ -51,7 +49,7 @@ class TransformersModel:
 
     def __init__(self, module: Any, task: str) -> None:
         self.module = module
-        self.adapter: LoraConfig | None = None
+        self.adapter: Any = None  # peft's LoraConfig
         self.stack_paths = find_stacks(module, task)
         self.facts = facts_of(module, task, self.stack_paths)
         self.head_path = find_head(module, task, self.facts.outputs)
@@ -151,6 +149,9 @@ class TransformersModel:
         Raises:
             ValueError: If a prompt is empty or does not fit, or the model is a classifier.
         """
+        # All of transformers' generation, which training needs none of.
+        from hf_models.transformers_model.generate import generate
+
         was_training = self.module.training
         self.module.eval()
         try:
