@@ -62,15 +62,16 @@ $(BERT): | $(INSTALLED)
 	$(BIN)/python -m hf_models.embedded --model all-MiniLM-L6-v2 --output $@
 $(SNIPPETS): | $(INSTALLED)
 	$(BIN)/python -m kd_data.movie_snippets --output $@
-$(BERT_TEACHER)/epoch_1: configs/quickstart_bert_teacher.yaml | $(BERT) $(SNIPPETS)
+$(BERT_TEACHER)/epoch_0: configs/quickstart_bert_teacher.yaml | $(BERT) $(SNIPPETS)
 	$(BIN)/tune run kd_single_device --config $< output_dir=$(BERT_TEACHER)
-$(BERT_STUDENT): | $(BERT_TEACHER)/epoch_1
+$(BERT_STUDENT): | $(BERT_TEACHER)/epoch_0
 	$(BIN)/tune run kd_init_student --config configs/init_student.yaml teacher_dir=$(BERT_TEACHER)/best \
 		output_dir=$@ layers=null num_layers=3
-$(BERT_RUN)/epoch_1: configs/quickstart_bert.yaml | $(BERT_STUDENT)
+$(BERT_RUN)/epoch_0: configs/quickstart_bert.yaml | $(BERT_STUDENT)
 	$(BIN)/tune run kd_single_device --config $< output_dir=$(BERT_RUN)
-$(BERT_RUN)/evaluation.md: $(BERT_RUN)/epoch_1
-	$(BIN)/tune run kd_evaluate --config $(BERT_RUN)/config.yaml evaluation.name=snippets
+$(BERT_RUN)/evaluation.md: $(BERT_RUN)/epoch_0
+	$(BIN)/tune run kd_evaluate --config $(BERT_RUN)/config.yaml evaluation.name=snippets \
+		"evaluation.models={teacher: $(BERT_TEACHER)/best, student before: $(BERT_STUDENT), student after: $(BERT_RUN)/epoch_0}"
 
 # lm_eval's results of one model; the folder appears when they are complete.
 define evaluate
