@@ -33,7 +33,8 @@ def main(cfg: DictConfig) -> None:
     data = {key: cfg.pop(key, default) for key, default in _DATA.items()}
     node = OmegaConf.create({"_component_": "hf_models.init_student", **cfg})
     check_component("init_student", node)
-    texts = None if data["dataset"] is None else list(calibration(cfg, **data))
+    measured = isinstance(cfg.get("layers"), str) and data["dataset"] is not None
+    texts = list(calibration(cfg, **data)) if measured else None
     directory = component(node, "init_student", calibration=texts)
     if texts is not None and read_origin(directory)["scores"]:
         draw_blocks(directory)

@@ -63,10 +63,11 @@ def block_scores(
             for number, block in enumerate(stacks[name]):
                 hook = partial(meter.take, number)
                 hooks.callback(block.register_forward_hook(hook, with_kwargs=True).remove)
+        device = next(model.module.parameters()).device
         for batch in tqdm(batches, desc="calibrate", leave=False, dynamic_ncols=True):
             for name, meter in meters.items():
-                meter.mask = batch.masks[name]
-            model.view(batch.inputs)
+                meter.mask = batch.masks[name].to(device)
+            model.view({name: tensor.to(device) for name, tensor in batch.inputs.items()})
     if not all(meter.count for meter in meters.values()):
         raise ValueError("calibration: there is no text to measure the blocks on")
     return {name: (meter.sums / meter.count).tolist() for name, meter in meters.items()}

@@ -90,8 +90,9 @@ def init_student(
         tensors = {n: t.to(stored) if t.is_floating_point() else t for n, t in tensors.items()}
     with atomic_directory(output_dir) as folder:
         write_files(tensors, raw, teacher_dir, folder)
-        write_origin(folder, teacher_dir, choice)
-        _check_written(folder, raw)
+        depths = {name: stack.depth for name, stack in model.facts.stacks.items()}
+        write_origin(folder, teacher_dir, choice, depths)
+        _check_written(folder, teacher_dir, raw)
     return output_dir
 
 
@@ -120,18 +121,27 @@ def _kind(raw: Mapping[str, Any]) -> Any:
     return getattr(transformers, names[0], transformers.AutoModel)
 
 
-def _check_written(folder: Path, raw: Mapping[str, Any]) -> None:
-    """Make sure that transformers finds all that it looks for, and nothing else."""
+def _check_written(folder: Path, teacher_dir: str | Path, raw: Mapping[str, Any]) -> None:
+    """Make sure that transformers misses and finds nothing that it would not in the teacher.
+
+    A pretrained directory often lacks a pooler, or has a head for another task.
+    """
+    own, teachers = _report(folder, raw), _report(teacher_dir, raw)
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        new = sorted(set(own[what]) - set(teachers[what]))
+        if new:
+            raise ValueError(
+                f"the student would have {what.replace('_', ' ')}: {new[0]}; such models cannot be "
+                "copied block by block"
+            )
+
+
+def _report(directory: str | Path, raw: Mapping[str, Any]) -> dict[str, Any]:
     with quiet():
         _, report = _kind(raw).from_pretrained(
-            folder, local_files_only=True, device_map="meta", output_loading_info=True
+            directory, local_files_only=True, device_map="meta", output_loading_info=True
         )
-    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[what]:
-            raise ValueError(
-                f"the student would have {what.replace('_', ' ')}: {sorted(report[what])[0]}; such "
-                "models cannot be copied block by block"
-            )
+    return report
 
 
 def _write_random(

@@ -63,7 +63,7 @@ def choose_blocks(
         }
         return Choice(_all_stacks(evenly, depths), "evenly spaced", {})
     named = _by_stack(layers, depths, "layers")
-    listed = {name: _listed(list(one), depths[name]) for name, one in named.items()}
+    listed = {name: _listed(one, depths[name]) for name, one in named.items()}
     return Choice(_all_stacks(listed, depths), "listed", {})
 
 
@@ -98,6 +98,8 @@ def _measured(
 
 def _by_stack(given: Any, depths: Mapping[str, int], key: str) -> dict[str, Any]:
     if isinstance(given, Mapping):
+        if not given:
+            raise ValueError(f"{key} names no stack; the teacher has {', '.join(depths)}")
         for name in given:
             if name not in depths:
                 raise ValueError(
@@ -115,15 +117,22 @@ def _all_stacks(chosen: Mapping[str, list[int]], depths: Mapping[str, int]) -> d
     return {name: chosen.get(name, list(range(depth))) for name, depth in depths.items()}
 
 
-def _fitting(num_layers: int, depth: int) -> int:
+def _fitting(num_layers: Any, depth: int) -> int:
+    if not isinstance(num_layers, int) or isinstance(num_layers, bool):
+        raise ValueError(f"num_layers is {num_layers!r}; it must be a whole number")
     if not 1 <= num_layers <= depth:
         raise ValueError(f"num_layers is {num_layers}; the teacher has {depth} layers")
     return num_layers
 
 
-def _listed(layers: list[int], depth: int) -> list[int]:
+def _listed(layers: Any, depth: int) -> list[int]:
+    if isinstance(layers, str) or not isinstance(layers, Sequence):
+        raise ValueError(f"layers is {layers!r}; it must be a list of the teacher's layers")
     if not layers:
         raise ValueError("layers is empty; name at least one layer of the teacher")
+    for layer in layers:
+        if not isinstance(layer, int) or isinstance(layer, bool):
+            raise ValueError(f"layers: {layer!r} is no layer; they are whole numbers from 0")
     for layer in layers:
         if not -depth <= layer < depth:
             raise ValueError(

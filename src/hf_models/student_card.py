@@ -1,6 +1,7 @@
 """What a student's directory says of where it is from."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,16 @@ ORIGIN_FILE = "init_student.json"
 PICTURE = "blocks.png"
 
 
-def write_origin(folder: Path, teacher_dir: str | Path, choice: Choice) -> None:
+def write_origin(
+    folder: Path, teacher_dir: str | Path, choice: Choice, depths: Mapping[str, int]
+) -> None:
     """Write which blocks were copied, for programs and, as a model card, for people.
+
+    Args:
+        folder: The student's directory.
+        teacher_dir: The teacher's.
+        choice: What was copied.
+        depths: Stack → the teacher's number of blocks.
 
     Raises:
         OSError: If it cannot be written.
@@ -24,6 +33,7 @@ def write_origin(folder: Path, teacher_dir: str | Path, choice: Choice) -> None:
         "copied": choice.blocks,
         "chosen_by": choice.chosen_by,
         "scores": choice.scores,
+        "depths": depths,
     }
     text = json.dumps(origin, indent=2)
     (folder / ORIGIN_FILE).write_text(text + "\n", encoding="utf-8")
@@ -36,7 +46,7 @@ def _card(teacher: str, choice: Choice) -> str:
         f"# A student of {teacher}, before training",
         f"Its blocks are copies of its teacher's, {choice.chosen_by.replace('_', ' ')}; all else "
         "is copied as it is. `layer_mapping: copied` matches each with the one that it was copied "
-        "from.",
+        "from. It opens like any other model of transformers.",
     ]
     for stack, blocks in choice.blocks.items():
         parts.append(f"## The {stack}\n\n{_table(blocks, choice.scores.get(stack))}")

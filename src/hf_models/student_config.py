@@ -45,7 +45,10 @@ def config_changes(
     if len(blocks) == 1:
         (chosen,) = blocks.values()
         depth = next(iter(model.facts.stacks.values())).depth
-        changes |= _of_each_block(raw, depth, chosen)
+        # What a config leaves out is derived from a block's number, which changes. Families that we
+        # know well have blocks of one kind only.
+        known = raw if raw.get("model_type") in MODEL_TYPES else model.module.config.to_dict() | raw
+        changes |= _of_each_block(known, depth, chosen)
     if raw.get("max_window_layers") is not None:
         changes["max_window_layers"] = len(chosen)
     return changes

@@ -1,6 +1,7 @@
 """Which of a teacher's blocks a student was given, and what they were chosen by."""
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 
@@ -34,7 +35,9 @@ def draw_blocks(checkpoint_dir: str | Path) -> Path:
         axis.set_ylabel(_AXES[origin["chosen_by"]], fontsize=9)
         if min(values) > 0:  # the least of them are what matters
             axis.set_yscale("log")
-        axis.set_xticks(range(0, len(values), 1 if len(values) <= 32 else 4))
+        depth = origin["depths"][stack]
+        axis.set_xticks(range(0, depth, 1 if depth <= 32 else 4))
+        _mark_blocks(axis, copied, depth)
         handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (_COPIED, _LEFT_OUT)]
         axis.legend(handles, [f"copied ({len(copied)})", "left out"], frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
@@ -42,3 +45,11 @@ def draw_blocks(checkpoint_dir: str | Path) -> Path:
     figure.savefig(path, dpi=130)
     plt.close(figure)
     return path
+
+
+def _mark_blocks(axis: Any, copied: set[int], depth: int) -> None:
+    """A square for each block above the bars: the last ones begin no run, so have none."""
+    colours = [_COPIED if block in copied else _LEFT_OUT for block in range(depth)]
+    heights = [1.02] * depth
+    place = axis.get_xaxis_transform()
+    axis.scatter(range(depth), heights, c=colours, marker="s", s=24, transform=place, clip_on=False)

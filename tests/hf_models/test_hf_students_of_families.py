@@ -1,6 +1,7 @@
 """Students of every family: against teachers whose other blocks were taken out by hand."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -148,6 +149,33 @@ def test_a_bare_model_stays_one(teachers, tmp_path):
     assert len(model.encoder.layer) == 2
 
 
+def test_kinds_of_attention_that_the_config_leaves_out_stay_with_their_blocks(teachers, tmp_path):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(teachers("gemma2"), teacher)
+    config = json.loads((teacher / "config.json").read_text())
+    del config["layer_types"]  # derived then: every other block has a window
+    (teacher / "config.json").write_text(json.dumps(config))
+    student = init_student(teacher, tmp_path / "student", layers=[1, 3])
+    assert opened("gemma2", student).config.layer_types == ["full_attention"] * 2
+    expected = logits(pruned(opened("gemma2", teacher), "gemma2", {"decoder": [1, 3]}), "gemma2")
+    assert torch.allclose(logits(opened("gemma2", student), "gemma2"), expected, atol=1e-6)
+
+
+def test_a_pretrained_model_may_lack_or_have_more_than_its_class(teachers, tmp_path):
+    """As published BERTs do: a pooler that their class has not."""
+    model = transformers.BertForPreTraining(
+        transformers.AutoConfig.from_pretrained(teachers("bert"))
+    )
+    model.save_pretrained(tmp_path / "teacher")
+    config = json.loads((tmp_path / "teacher" / "config.json").read_text())
+    config["architectures"] = ["BertForMaskedLM"]
+    (tmp_path / "teacher" / "config.json").write_text(json.dumps(config))
+    student = init_student(tmp_path / "teacher", tmp_path / "student", num_layers=2)
+    model, report = auto_class("bert").from_pretrained(student, output_loading_info=True)
+    assert {name.split(".")[0] for name in report["missing_keys"]} == {"classifier"}
+    assert len(model.bert.encoder.layer) == 2
+
+
 @pytest.mark.parametrize(
     ("family", "arguments", "words"),
     [
@@ -157,6 +185,12 @@ def test_a_bare_model_stays_one(teachers, tmp_path):
         ("bert", {"layers": "block_influenc", "num_layers": 2}, "block_influence"),
         ("bert", {"layers": "block_influence"}, "needs num_layers"),
         ("bert", {"layers": "block_influence", "num_layers": 2}, "set dataset and tokenizer"),
+        ("bert", {"layers": ["a"]}, "layers: 'a' is no layer"),
+        ("bert", {"layers": [True, 2]}, "layers: True is no layer"),
+        ("bert", {"layers": 3}, "layers is 3; it must be a list"),
+        ("t5", {"layers": {"encoder": "abc"}}, "layers is 'abc'; it must be a list"),
+        ("bert", {"num_layers": 1.5}, "num_layers is 1.5; it must be a whole number"),
+        ("t5", {"num_layers": {}}, "num_layers names no stack"),
         ("bert", {"mode": "random_init", "overrides": {"hiden_size": 8}}, "mean hidden_size"),
         ("bert", {"mode": "random_init", "overrides": {"hidden_size": 30}}, "no such model"),
     ],
@@ -231,4 +265,5 @@ def test_the_origin_is_for_programs_too(teachers, tmp_path):
         "copied": {"encoder": [1, 3]},
         "chosen_by": "evenly spaced",
         "scores": {},
+        "depths": {"encoder": 4},
     }
