@@ -37,9 +37,13 @@ def draw_blocks(checkpoint_dir: str | Path) -> Path:
             axis.set_yscale("log")
         depth = origin["depths"][stack]
         axis.set_xticks(range(0, depth, 1 if depth <= 32 else 4))
+        axis.set_xlim(-1, depth)
+        axis.set_title("which blocks are copied, and what they were chosen by", fontsize=10, pad=14)
         _mark_blocks(axis, copied, depth)
         handles = [plt.Rectangle((0, 0), 1, 1, color=colour) for colour in (_COPIED, _LEFT_OUT)]
-        axis.legend(handles, [f"copied ({len(copied)})", "left out"], frameon=False)
+        axis.legend(
+            handles, [f"copied ({len(copied)})", "left out"], frameon=False, loc="upper center"
+        )
         axis.spines[["top", "right"]].set_visible(False)
     path = Path(checkpoint_dir) / PICTURE
     figure.savefig(path, dpi=130)
@@ -50,6 +54,6 @@ def draw_blocks(checkpoint_dir: str | Path) -> Path:
 def _mark_blocks(axis: Any, copied: set[int], depth: int) -> None:
     """A square for each block above the bars: the last ones begin no run, so have none."""
     colours = [_COPIED if block in copied else _LEFT_OUT for block in range(depth)]
-    heights = [1.02] * depth
+    heights = [1.03] * depth
     place = axis.get_xaxis_transform()
     axis.scatter(range(depth), heights, c=colours, marker="s", s=24, transform=place, clip_on=False)
