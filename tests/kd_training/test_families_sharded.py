@@ -19,6 +19,7 @@ from kd_training.many_devices import make_sharded
 PARITY = 1e-5
 LORA = {"model._component_": "hf_models.lora_auto_model", "model.lora_rank": 4}
 STEPS = 5
+SLOW = ["bert", "bart, lora", "bloom", "qwen3", "mistral"]
 CASES = {
     "bert": {},
     "bert, lora": LORA | {"save_every_n_steps": 2},
@@ -56,25 +57,37 @@ def train(cfg, placement):
         run(cfg, placement)
 
 
-def train_all(rank, root):
-    for case in CASES:
+def train_all(rank, root, cases):
+    for case in cases:
         cfg = config(root, case, 2)
         train(cfg, make_sharded(cfg))
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Where the models are, and the runs on two ranks."""
+    """Where the models are and the runs go."""
     root = tmp_path_factory.mktemp("sharded_families")
     for family in {case.partition(",")[0] for case in CASES}:
         save_family(root / family / "teacher", family)
         save_family(root / family / "student", family, 1, student=True)
-    on_ranks(2, str(root / "meeting"), train_all, root)
     return root
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_ranks_give_what_one_device_gives(root, case):
+@pytest.fixture(scope="module")
+def on_two_ranks(root):
+    """Runs cases on two ranks, once."""
+    done = set()
+
+    def run_cases(cases):
+        if cases not in done:
+            on_ranks(2, str(root / f"meeting_{len(done)}"), train_all, root, cases)
+            done.add(cases)
+
+    return run_cases
+
+
+def compare(root, case):
+    """The runs of a case on two ranks and on one device."""
     cfg = config(root, case, 0)
     train(cfg, OneDevice("cpu"))
     expected = Path(cfg.output_dir)
@@ -84,3 +97,19 @@ def test_two_ranks_give_what_one_device_gives(root, case):
     worst["weights"] = weight_difference(actual, expected, before)
     bound = BF16_PARITY if cfg.dtype == "bf16" else dict.fromkeys(worst, PARITY)
     assert all(value <= bound[name] for name, value in worst.items()), json.dumps(worst)
+
+
+QUICK = tuple(case for case in CASES if case not in SLOW)
+
+
+@pytest.mark.parametrize("case", QUICK)
+def test_two_ranks_give_what_one_device_gives(root, on_two_ranks, case):
+    on_two_ranks(QUICK)
+    compare(root, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SLOW)
+def test_two_ranks_give_what_one_device_gives_in_more_cases(root, on_two_ranks, case):
+    on_two_ranks((case,))
+    compare(root, case)

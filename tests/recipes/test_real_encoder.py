@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForSequenceClassification
 
 ROOT = Path(__file__).parents[2]
-HELD_OUT = 200
+HELD_OUT = 150
 STEPS = 36
 
 
@@ -55,14 +55,20 @@ def test_half_of_the_layers_learn_from_all_of_them(tune_run, short, embedded_ber
     run = short("quickstart_bert", teacher_model__checkpoint_dir=str(best), **student)
     code, _, err = tune_run("kd_single_device", run)
     assert code == 0, err
-    code, _, err = tune_run("kd_evaluate", tmp_path / "quickstart_bert" / "config.yaml")
+    after = tmp_path / "quickstart_bert" / "epoch_0"
+    models = f"{{teacher: {best}, student before: {tmp_path / 'student'}, after: {after}}}"
+    code, _, err = tune_run(
+        "kd_evaluate",
+        tmp_path / "quickstart_bert" / "config.yaml",
+        f"evaluation.models={models}",
+    )
     assert code == 0, err
     before = accuracy(tmp_path / "quickstart_bert" / "eval" / "student_before")
     scores = {
         "teacher": accuracy(tmp_path / "quickstart_bert" / "eval" / "teacher"),
         "after": accuracy(tmp_path / "quickstart_bert" / "epoch_0" / "eval"),
     }
-    # Measured: 0.745, 0.69 before and 0.78 after; chance is a half.
+    # Measured on 200 sentences: 0.745, 0.69 before and 0.78 after; chance is a half.
     assert scores["teacher"] > 0.65, scores
     assert scores["after"] > max(0.68, before), (scores, before)
     opened = AutoModelForSequenceClassification.from_pretrained(
