@@ -2,6 +2,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import families
 import pytest
 import tiny
 import torch
@@ -74,3 +75,18 @@ def local_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> tiny.TinyRun:
     """Small models, a tokenizer and texts."""
     return tiny.make_tiny_run(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def directories(tmp_path_factory):
+    """Family → its teacher's and its student's directory, each made once."""
+    root, made = tmp_path_factory.mktemp("families"), {}
+
+    def make(family):
+        if family not in made:
+            teacher = families.save_family(root / family / "teacher", family)
+            student = families.save_family(root / family / "student", family, 1, student=True)
+            made[family] = teacher, student
+        return made[family]
+
+    return make

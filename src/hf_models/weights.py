@@ -77,10 +77,10 @@ def check_tensors(found: Mapping[str, TensorInfo], config: PreTrainedConfig, whe
         model = build_decoder(config, max_seq_len=1)
     expected = {hf_name(name): tuple(p.shape) for name, p in model.state_dict().items()}
     if missing := [name for name in expected if name not in found]:
-        raise ValueError(f"{where}: tensor {missing[0]} is missing{_and_more(missing)}")
+        raise ValueError(f"{where}: tensor {missing[0]} is missing{and_more(missing)}")
     if unexpected := [name for name in found if name not in expected]:
         file = found[unexpected[0]].file
-        raise ValueError(f"{file}: unexpected tensor {unexpected[0]}{_and_more(unexpected)}")
+        raise ValueError(f"{file}: unexpected tensor {unexpected[0]}{and_more(unexpected)}")
     for name, shape in expected.items():
         if found[name].shape != shape:
             raise ValueError(
@@ -152,5 +152,6 @@ def _is_ignored(name: str, config: PreTrainedConfig) -> bool:
     return tied_head or name.endswith("rotary_emb.inv_freq")
 
 
-def _and_more(names: list[str]) -> str:
+def and_more(names: list[str]) -> str:
+    """`` (and 2 more)`` behind the first of three names; nothing behind a single one."""
     return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -19,20 +19,6 @@ WEIGHTS = {"ce": 1.0, "kd": 1.0, "ir": 3.0}
 SAMPLES = 4  # of a step: two micro-batches of two
 
 
-@pytest.fixture(scope="module")
-def directories(tmp_path_factory):
-    """Teacher and student of a family, made once."""
-    root, made = tmp_path_factory.mktemp("families"), {}
-
-    def make(family):
-        if family not in made:
-            teacher = save_family(root / family / "teacher", family)
-            made[family] = teacher, save_family(root / family / "student", family, 1, student=True)
-        return made[family]
-
-    return make
-
-
 @pytest.fixture
 def family_run(directories, tmp_path, load_run):
     """A loaded run of a family, with overrides by dotted key."""

@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 import transformers
-from families import FAMILIES, Samples, auto_class, family_config, save_family
+from families import FAMILIES, Samples, auto_class, family_config
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -14,20 +14,6 @@ from kd_training import OneDevice, prepare
 from kd_training.train import load
 
 LORA = ("model._component_=hf_models.lora_auto_model", "model.lora_rank=4")
-
-
-@pytest.fixture(scope="module")
-def directories(tmp_path_factory):
-    """Teacher and student of a family, made once."""
-    root, made = tmp_path_factory.mktemp("families"), {}
-
-    def make(family):
-        if family not in made:
-            teacher = save_family(root / family / "teacher", family)
-            made[family] = teacher, save_family(root / family / "student", family, 1, student=True)
-        return made[family]
-
-    return make
 
 
 @pytest.fixture

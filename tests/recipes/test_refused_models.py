@@ -7,23 +7,10 @@ import families
 import pytest
 import torch
 import transformers
-from families import FAMILIES, family_config, save_family
+from families import FAMILIES, family_config
 from omegaconf import OmegaConf
 
 AUTO = "hf_models.auto_model"
-
-
-@pytest.fixture(scope="module")
-def directories(tmp_path_factory):
-    root, made = tmp_path_factory.mktemp("families"), {}
-
-    def make(family):
-        if family not in made:
-            teacher = save_family(root / family / "teacher", family)
-            made[family] = teacher, save_family(root / family / "student", family, 1, student=True)
-        return made[family]
-
-    return make
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from hf_models.directories import (
 from hf_models.export import write_json, write_tensors
 from hf_models.raw_config import read_raw_config
 from hf_models.transformers_model.quiet import quiet
-from hf_models.weights import read_header, weight_files
+from hf_models.weights import and_more, read_header, weight_files
 
 _NUMBERED = re.compile(r"\.\d+\.")
 
@@ -89,13 +89,13 @@ class TransformersLayout:
         extra = sorted(name for name in numbered if not name.endswith("rotary_emb.inv_freq"))
         if extra:
             raise ValueError(
-                f"{directory}: unexpected tensor {extra[0]}{_and_more(extra)}; config.json says "
+                f"{directory}: unexpected tensor {extra[0]}{and_more(extra)}; config.json says "
                 "that there is no such block"
             )
         missing = sorted(report["missing_keys"])
         lost = [name for name in missing if not self._may_be_new(name)]
         if lost:
-            raise ValueError(f"{directory}: tensor {lost[0]} is missing{_and_more(lost)}")
+            raise ValueError(f"{directory}: tensor {lost[0]} is missing{and_more(lost)}")
         if not missing:
             return []
         return [f"{directory} has no {', '.join(missing)}: initialised at random, by seed"]
@@ -154,7 +154,3 @@ class TransformersLayout:
 
 def _line(err: Exception) -> str:
     return " ".join(str(err).split())[:300]
-
-
-def _and_more(names: list[str]) -> str:
-    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from hf_models.model import Model
 from kd_data import Batch
-from kd_losses import CrossEntropy, Projected, Scoped, chunked_sums
+from kd_training.preflight.weights import summed_cross_entropy
 
 Scores = dict[str, float]  # by metric, its standard error as <metric>_stderr
 
@@ -42,11 +42,8 @@ def perplexity(model: Model, loader: DataLoader, device: torch.device, ignore: i
     """``exp`` of the mean cross-entropy of the labels, which is given too, in nats."""
     total = count = 0.0
     for batch in _batches(loader, device):
-        labels = batch.labels.flatten()
-        rows = Projected(model.view(batch.inputs).hidden.flatten(0, 1), model.head())
-        counted = Scoped(CrossEntropy(), labels != ignore, 1.0)
-        total += chunked_sums(rows, None, labels, [counted], ignore_index=ignore).sums[0].item()
-        count += counted.mask.sum().item()
+        one, labels = summed_cross_entropy(model, batch.inputs, batch.labels, ignore)
+        total, count = total + one, count + labels
     mean = total / max(count, 1)
     return {"cross_entropy": mean, "perplexity": math.exp(mean)}
 

@@ -49,10 +49,17 @@ def _cross_entropy(
 ) -> float:
     was_training = model.module.training
     model.module.eval()
-    hidden = model.view(inputs).hidden.flatten(0, 1)
+    total, count = summed_cross_entropy(model, inputs, labels, ignore_index)
     model.module.train(was_training)
+    return total / max(count, 1)
+
+
+def summed_cross_entropy(
+    model: Model, inputs: Mapping[str, Tensor], labels: Tensor, ignore_index: int
+) -> tuple[float, int]:
+    """The labels' cross-entropy, summed, in nats, and the number of labels."""
+    rows = Projected(model.view(inputs).hidden.flatten(0, 1), model.head())
     labels = labels.flatten()
     term = Scoped(CrossEntropy(), labels != ignore_index, 1.0)
-    rows = Projected(hidden, model.head())
     sums = chunked_sums(rows, None, labels, [term], ignore_index=ignore_index)
-    return (sums.sums[0] / term.mask.sum().clamp(min=1)).item()
+    return sums.sums[0].item(), int(term.mask.sum())
