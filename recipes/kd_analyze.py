@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> None:
     node = OmegaConf.create({"_component_": "kd_analysis.probe.analyze.analyze", **options})
     check_component("analysis", node)
     cfg = check_config(cfg)
-    facts = build_model(typed(cfg), "model", torch.float32).facts
+    facts = build_model(cfg.model, "model", torch.float32).facts
     if facts.task != "causal_lm":
         raise ValueError(
             f"config: model: kd_analyze compares causal language models, and {facts.name} is none; "

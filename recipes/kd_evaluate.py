@@ -37,7 +37,7 @@ def main(cfg: DictConfig) -> None:
     run = typed(cfg)
     if cfg.dataset_val is None:
         raise ValueError("config: kd_evaluate scores on dataset_val; set it")
-    facts = build_model(run, "model", torch.float32).facts
+    facts = build_model(run.model, "model", torch.float32).facts
     tokenizer, ignore = build_tokenizer(run.tokenizer, "tokenizer"), ignore_index(run)
     data = Data(
         name or OmegaConf.select(cfg, "dataset_val.name") or "heldout",

@@ -11,9 +11,10 @@ from kd_config.components import check_component
 from kd_config.dataset_nodes import check_dataset_node
 from kd_config.mistakes import in_words
 from kd_config.rules import check_rules
-from kd_config.schema import COMPONENT, LISTED, NAMED, RunConfig, marked
+from kd_config.schema import COMPONENT, LISTED, NAMED, SHORT, RunConfig, marked
 
 _STACKS = "layer_mapping"  # may hold a mapping for each stack
+_TEACHERS = "teachers"  # each with components of its own
 
 
 def check_config(cfg: DictConfig) -> DictConfig:
@@ -52,6 +53,8 @@ def typed(cfg: DictConfig) -> RunConfig:
         components = key in _MARKED
         if key == "terms" and isinstance(value, DictConfig):
             value = {str(name): value[name] for name in value}
+        elif key == _TEACHERS and isinstance(value, DictConfig):
+            value = {str(name): _keys(value[name]) for name in value}
         elif OmegaConf.is_config(value) and not components:
             value = OmegaConf.to_container(value, resolve=True)
         if value is not None or key not in _REQUIRED:
@@ -60,6 +63,11 @@ def typed(cfg: DictConfig) -> RunConfig:
         return RunConfig.model_validate(given)
     except ValidationError as err:
         raise ValueError(f"config: {in_words(err)}") from err
+
+
+def _keys(node: Any) -> Any:
+    """What a section holds, its components as they are written."""
+    return {str(k): node[k] for k in node} if isinstance(node, DictConfig) else node
 
 
 _MARKED = set(marked(COMPONENT))
@@ -73,7 +81,8 @@ def _as_meant(cfg: DictConfig) -> DictConfig:
         # torchtune takes key=value on the command line for key._component_=value.
         if isinstance(node, DictConfig) and "_component_" in node:
             value = node["_component_"]
-            if value is None or isinstance(value, DictConfig | ListConfig):
+            short = isinstance(value, str) and value == SHORT.get(str(key))
+            if value is None or isinstance(value, DictConfig | ListConfig) or short:
                 cfg[key] = value
     if isinstance(cfg.get("profiler"), DictConfig) and "_component_" not in cfg.profiler:
         cfg.profiler._component_ = "torchtune.training.setup_torch_profiler"
@@ -110,6 +119,10 @@ def _components(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
             yield from _checked(key if node is value else f"{key}[{i}]", node, key in marked(NAMED))
     for name, node in cfg.terms.items():
         yield from _checked(f"terms.{name}", node, named=False)
+    for name, teacher in cfg[_TEACHERS].items():
+        for key in ("model", "checkpointer", "quantization"):
+            node = teacher.get(key)
+            yield from _checked(f"{_TEACHERS}.{name}.{key}", node, named=key == "quantization")
 
 
 def _checked(key: str, node: Any, named: bool) -> Iterator[tuple[str, DictConfig]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from kd_config.schema import COMPONENT, section
+from kd_config.schema import COMPONENT, section, takes_names
 
 
 def keys(path: tuple[str, ...] = ()) -> Iterator[tuple[str, str, str]]:
@@ -18,6 +18,7 @@ def keys(path: tuple[str, ...] = ()) -> Iterator[tuple[str, str, str]]:
     for name, field in model.model_fields.items():
         inner = (*path, name)
         yield ".".join(inner), _default(field), field.description or ""
+        inner = (*inner, "<name>") if takes_names(inner) else inner
         if section(inner) is not None and COMPONENT not in field.metadata:
             yield from keys(inner)
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from kd_config.components import nearest
 from kd_config.kinds import WORDS
-from kd_config.schema import RunConfig, section
+from kd_config.schema import RunConfig, section, takes_names
 
 _REASONS = {"fp16": " (fp16 needs gradient scaling, which is not done here)"}
 
@@ -45,6 +45,9 @@ def _path(loc: Sequence[Any]) -> list[str]:
     """The keys of a place; what pydantic adds for the branches of a union is left out."""
     path: list[str] = []
     for part in map(str, loc):
+        if takes_names(path):
+            path.append(part)
+            continue
         parent = section(path)
         known = parent is not None and (part in parent.model_fields or len(path) == len(loc) - 1)
         if known or (parent is not None and parent.model_config.get("extra") == "allow"):

@@ -1,92 +1,34 @@
 """What a run's YAML may say: every key with its type, range, default and meaning."""
 
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from omegaconf import OmegaConf
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-# Marks of keys that hold a component: `_component_` and its arguments.
-COMPONENT, LISTED, NAMED = "component", "listed", "named"
-Component = Annotated[Any, COMPONENT]
-Components = Annotated[Any, COMPONENT, LISTED]  # one, or a list of them
-ComponentOrName = Annotated[Any, COMPONENT, NAMED]  # or a short form of the key's own
+from kd_config.sections import (
+    COMPONENT,
+    LISTED,
+    NAMED,
+    AtLeastOne,
+    CacheSettings,
+    Component,
+    ComponentOrName,
+    Components,
+    LayerProjection,
+    LossScaling,
+    NamedTeacher,
+    Number,
+    Scales,
+    Section,
+    TokenScope,
+    Whole,
+)
 
+__all__ = ["COMPONENT", "LISTED", "NAMED", "SHORT", "RunConfig", "Scales", "marked", "section"]
 
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):  # to Python it is a number
-        raise ValueError("is a truth value")
-    return value
-
-
-Whole = Annotated[int, BeforeValidator(_no_bool)]
-Number = Annotated[float, BeforeValidator(_no_bool)]
-AtLeastOne = Annotated[Whole, Field(ge=1)]
-Weight = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
-Positions = Literal["labels", "all"]
-
-
-class Section(BaseModel):
-    """Keys that belong together; a misspelt one is an error."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, arbitrary_types_allowed=True, coerce_numbers_to_str=True
-    )
-
-
-class Scales(Section):
-    """Weight of each part of the objective; a term of your own has its name as key."""
-
-    model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Weight]
-
-    ce: Weight = Field(1.0, description="of the labels")
-    kd: Weight = Field(1.0, description="of the teacher's distribution")
-    ir: Weight = Field(1.0, description="of the intermediate layers")
-
-    def by_name(self) -> dict[str, float]:
-        """All weights."""
-        return self.model_dump()
-
-
-class DynamicScaling(Section):
-    """Weights that follow the parts' magnitudes, so that each contributes its share."""
-
-    shares: Scales = Field(Scales(), description="each part's share of the total")
-    ema: Annotated[Number, Field(ge=0, lt=1)] = Field(
-        0.99, description="decay of the running magnitudes"
-    )
-    max_weight: Annotated[Number, Field(ge=1, allow_inf_nan=False)] = Field(
-        100.0, description="a weight's bound, in multiples of its share"
-    )
-
-
-class LossScaling(Section):
-    """Free weights for the parts; when enabled it replaces ``kd_ratio``."""
-
-    enabled: bool = Field(False, description="whether it replaces kd_ratio")
-    manual_scales: Scales = Field(Scales(), description="fixed weights")
-    dynamic: DynamicScaling | None = Field(None, description="weights that follow magnitudes")
-
-
-class LayerProjection(Section):
-    """When a student layer gets a linear map to the teacher's width."""
-
-    mode: Literal["auto", "always", "never"] = Field(
-        "auto", description="auto: where widths differ and the loss needs equal ones"
-    )
-    lr: Annotated[Number, Field(ge=0, allow_inf_nan=False)] | None = Field(
-        None, description="the maps' learning rate; null: the optimizer's"
-    )
-
-
-class TokenScope(Section):
-    """The positions that count for a part: with a target, or all that are no padding."""
-
-    kd: Positions = Field("labels", description="of the teacher's distribution")
-    ir: Positions | dict[str, Positions] = Field(
-        "labels", description="of the intermediate layers, for each stack where there are several"
-    )
+# Words that stand for something of a key's own where else it names a component.
+SHORT = {"teacher_model": "base"}
 
 
 class RunConfig(Section):
@@ -94,7 +36,9 @@ class RunConfig(Section):
 
     output_dir: str = Field(description="the run's directory")
     model: Component = Field(description="the student")
-    teacher_model: Component = Field(None, description="the frozen teacher")
+    teacher_model: ComponentOrName = Field(
+        None, description="the frozen teacher; base: the student without its adapter"
+    )
     teacher_quantization: ComponentOrName = Field(
         None, description="nf4 or one of torchao's weight-only configs"
     )
@@ -104,6 +48,19 @@ class RunConfig(Section):
     )
     checkpointer: Component = Field(description="reads and writes the student")
     teacher_checkpointer: Component = Field(None, description="reads the teacher")
+    teachers: dict[str, NamedTeacher] = Field(
+        {}, description="several teachers of one vocabulary, by name, instead of teacher_model"
+    )
+    teacher_average: Literal["probabilities", "logits"] = Field(
+        "probabilities", description="what of several teachers is averaged"
+    )
+    teacher_cache: str | None = Field(
+        None, description="directory of kept answers; the teacher itself is not loaded"
+    )
+    cache_dir: str | None = Field(
+        None, description="where kd_cache_teacher writes; null: teacher_cache"
+    )
+    cache: CacheSettings = Field(CacheSettings(), description="what kd_cache_teacher keeps")
     resume_from_checkpoint: bool = Field(False, description="go on from the newest checkpoint")
     save_adapter_weights_only: bool = Field(False, description="export the adapter alone")
     save_every_n_steps: AtLeastOne | None = Field(
@@ -211,12 +168,28 @@ def marked(mark: str) -> list[str]:
 
 def section(path: Iterable[str]) -> type[BaseModel] | None:
     """The section at these keys; the run itself for none; None where there is no section."""
+    found, of_names = _look(path)
+    return None if of_names else found
+
+
+def takes_names(path: Iterable[str]) -> bool:
+    """Whether there are sections at these keys, each under a name of the user's own."""
+    return _look(path)[1]
+
+
+def _look(path: Iterable[str]) -> tuple[type[BaseModel] | None, bool]:
+    """The section at these keys, and whether a name still stands before it."""
     found: Any = RunConfig
+    of_names = False
     for name in path:
+        if of_names:
+            of_names = False
+            continue
         field = found.model_fields.get(name)
         annotation = None if field is None else field.annotation
         kinds = [annotation, *get_args(annotation)]
         found = next((k for k in kinds if isinstance(k, type) and issubclass(k, Section)), None)
         if found is None:
-            return None
-    return found
+            return None, False
+        of_names = get_origin(annotation) is dict
+    return found, of_names

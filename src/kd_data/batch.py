@@ -21,19 +21,20 @@ class TeacherInputs:
     Attributes:
         inputs: The teacher's keyword arguments.
         labels: [B, T], its own targets.
+        documents: [B, T] int64, the number of a position's document; -1 for padding.
         index: [B, S] int64: the teacher's position that a position of the student meets; any where
             there is none.
     """
 
     inputs: Mapping[str, Tensor]
     labels: Tensor
+    documents: Tensor
     index: Tensor
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "TeacherInputs":
         """With each tensor replaced by its ``function``."""
-        return TeacherInputs(
-            _map(self.inputs, function), function(self.labels), function(self.index)
-        )
+        own = (function(one) for one in (self.labels, self.documents, self.index))
+        return TeacherInputs(_map(self.inputs, function), *own)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class Batch:
             counted from 0 over the batch; -1 for padding.
         sample_keys: [documents, 2] int64, a hash of the tokens that the teacher reads of each.
         teacher: What a teacher with another tokenizer reads; None where it reads the same.
+        kept: What was kept of a teacher's answers about these documents, by its name in the store;
+            None where a teacher is asked anew.
     """
 
     inputs: Mapping[str, Tensor]
@@ -58,10 +61,15 @@ class Batch:
     documents: Mapping[str, Tensor]
     sample_keys: Tensor
     teacher: TeacherInputs | None = None
+    kept: Mapping[str, Tensor] | None = None
 
     def teacher_inputs(self) -> Mapping[str, Tensor]:
         """The teacher's keyword arguments: the student's own, unless it has another tokenizer."""
         return self.inputs if self.teacher is None else self.teacher.inputs
+
+    def teacher_documents(self, place: str) -> Tensor:
+        """The teacher's `documents`: the student's own, unless it has another tokenizer."""
+        return self.documents[place] if self.teacher is None else self.teacher.documents
 
     def at_student_positions(self, hidden: Tensor) -> Tensor:
         """What the teacher has at its positions [B, T, D], moved to the student's, [B, S, D]."""
@@ -85,6 +93,7 @@ class Batch:
             _map(self.documents, once),
             once(self.sample_keys),
             None if self.teacher is None else self.teacher.map(once),
+            None if self.kept is None else _map(self.kept, once),
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -102,7 +111,9 @@ class Batch:
         named["sample_keys"] = self.sample_keys
         if self.teacher is not None:
             named |= {f"teacher.{name}": tensor for name, tensor in self.teacher.inputs.items()}
-            named |= {"teacher.labels": self.teacher.labels, "teacher.index": self.teacher.index}
+            own = ("labels", "documents", "index")
+            named |= {f"teacher.{name}": getattr(self.teacher, name) for name in own}
+        named |= {f"kept.{name}": tensor for name, tensor in (self.kept or {}).items()}
         first = {id(tensor): name for name, tensor in reversed(named.items())}
         return {name: tensor for name, tensor in named.items() if first[id(tensor)] == name}
 

@@ -1,6 +1,6 @@
 """From the config's dataset nodes to samples, and what is wrong with them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig
@@ -10,6 +10,7 @@ from torchtune.datasets import ConcatDataset
 from hf_models.model import ModelFacts
 from kd_config.components import component, expect, reason
 from kd_config.dataset_nodes import nodes_of
+from kd_data.tasks.causal_lm import documents_of
 from kd_data.two_tokenizers import TwoTokenizers
 
 _LOOK_FOR_LABELS_IN = 1000
@@ -82,6 +83,11 @@ def build_samples(
     return samples
 
 
+def alone(sample: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A sample's documents as samples of their own: those of a packed one, else the sample."""
+    return list(documents_of(sample)) if "seq_lens" in sample else [sample]
+
+
 def build_tokenizer(node: DictConfig | None, key: str) -> Any:
     """The tokenizer that ``node`` names; None for none.
 
@@ -143,7 +149,8 @@ class Share(Dataset):
     """Every n-th sample. Shares are equally long: blank samples fill up, which count nowhere."""
 
     def __init__(self, dataset: Any, rank: int, world_size: int) -> None:
-        self._dataset, self._rank, self._world_size = dataset, rank, world_size
+        self.whole = self._dataset = dataset
+        self._rank, self._world_size = rank, world_size
 
     def __len__(self) -> int:
         return -(-len(self._dataset) // self._world_size)

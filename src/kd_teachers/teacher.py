@@ -1,51 +1,34 @@
-"""What a loss may ask of a teacher, and what a teacher answers."""
+"""Who teaches: the interface of those that are asked."""
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol
 
-from torch import Tensor
-
+from hf_models.model import Model, ModelFacts
 from kd_data import Batch
-from kd_losses import Rows
-from layer_mapping.taps import Tap
-
-FULL, TAPS = "full", "taps"  # kinds of answers: the whole distribution, the outputs of layers
+from kd_teachers.signal import FULL, TAPS, TOP_K, Needs, Signal
+from kd_teachers.store.store import Store
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What is needed of a teacher's forward.
+class Member(NamedTuple):
+    """One model whose answers are used.
 
     Attributes:
-        distribution: Its logits, at every position of the student's.
-        taps: (stack, layer) of the outputs.
+        facts: Its sizes.
+        model: It, where it is in memory for this alone.
+        directory: Where its files are, as far as the config says.
     """
 
-    distribution: bool = False
-    taps: frozenset[Tap] = frozenset()
-
-    def __or__(self, other: Self) -> "Needs":
-        return Needs(self.distribution or other.distribution, self.taps | other.taps)
-
-    def __bool__(self) -> bool:
-        return self.distribution or bool(self.taps)
-
-    @property
-    def kinds(self) -> set[str]:
-        """Their kinds: ``full``, ``taps``."""
-        return {kind for kind, needed in ((FULL, self.distribution), (TAPS, self.taps)) if needed}
+    facts: ModelFacts
+    model: Model | None = None
+    directory: str | None = None
 
 
-class Signal(NamedTuple):
-    """A teacher's answer about a micro-batch.
+class Places(Protocol):
+    """Where a teacher is put: see a run's placement."""
 
-    Attributes:
-        rows: Its logits at the student's positions, N = B·S rows; None where nobody needs them.
-        taps: (stack, layer) → that layer's output [B, S, D].
-    """
+    device: Any
 
-    rows: Rows | None
-    taps: dict[Tap, Tensor]
+    def place_teacher(self, model: Model, checkpointer: Any, quantization: Any = None) -> None:
+        """Give a frozen model on the meta device its weights."""
 
 
 class Teacher(Protocol):
@@ -57,8 +40,37 @@ class Teacher(Protocol):
 
     gives: frozenset[str]
 
+    @property
+    def facts(self) -> ModelFacts:
+        """Sizes of the model that answers, or has answered."""
+
+    def lacks(self, needs: Needs) -> str | None:
+        """What it has not of ``needs``, of kinds that it gives, and what to do; None if it has."""
+
+    def members(self) -> dict[str, Member]:
+        """Models besides the student, by their key of the config."""
+
+    def stores(self) -> dict[str, Store]:
+        """Kept answers, by their key of the config."""
+
+    def describe(self) -> list[str]:
+        """Lines for the plan of the run."""
+
+    def load(self, placement: Places) -> None:
+        """Put it where the run lives."""
+
+    def read_ahead(self, batch: Batch) -> Batch:
+        """The batch, on the host, with what can be fetched of the answers before they are asked."""
+
     def signal(self, batch: Batch, needs: Needs) -> Signal:
         """What it says about a micro-batch, without a gradient."""
+
+
+_WORDS = {
+    FULL: "the teacher's whole distribution",
+    TOP_K: "the teacher's distribution",
+    TAPS: "the outputs of its layers",
+}
 
 
 def check_needs(teacher: Teacher, name: str, needs: Needs) -> None:
@@ -69,8 +81,17 @@ def check_needs(teacher: Teacher, name: str, needs: Needs) -> None:
     """
     missing = sorted(needs.kinds - teacher.gives)
     if missing:
-        words = {FULL: "the teacher's whole distribution", TAPS: "the outputs of its layers"}
-        raise ValueError(
-            f"config: {name} needs {words[missing[0]]}, which {type(teacher).__name__} does not "
-            f"give; give {name} the weight 0, or take another teacher"
+        lacking: str | None = (
+            f"{_WORDS[missing[0]]}, which {type(teacher).__name__} does not give; give {name} the "
+            "weight 0, or take another teacher"
         )
+    else:
+        lacking = teacher.lacks(needs)
+    if lacking is not None:
+        raise ValueError(f"config: {name} needs {lacking}")
+
+
+def live_models(teacher: Teacher | None) -> dict[str, Model]:
+    """The models that are in memory to teach, by their key of the config."""
+    members = {} if teacher is None else teacher.members()
+    return {key: one.model for key, one in members.items() if one.model is not None}

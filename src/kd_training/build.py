@@ -27,9 +27,8 @@ from kd_training.placement.offloading import check_offloading, offload_activatio
 _CROSS_ENTROPIES = (nn.CrossEntropyLoss, CEWithChunkedOutputLoss)
 
 
-def build_model(config: RunConfig, key: str, dtype: torch.dtype) -> Model:
-    """The model that a key names, on the meta device."""
-    node = getattr(config, key)
+def build_model(node: Any, key: str, dtype: torch.dtype) -> Model:
+    """The model that a key's node names, on the meta device."""
     with training.set_default_dtype(dtype), torch.device("meta"):
         built = component(node, key)
     if isinstance(built, TransformersModel):
@@ -49,7 +48,7 @@ def build_student(config: RunConfig, dtype: torch.dtype) -> Model:
         ValueError: If it cannot be built, has no adapter although only that is to be saved, or its
             activations cannot be offloaded.
     """
-    model = build_model(config, "model", dtype)
+    model = build_model(config.model, "model", dtype)
     adapter = model.train_adapter()
     if not adapter and config.save_adapter_weights_only:
         raise ValueError(
@@ -68,46 +67,27 @@ def build_student(config: RunConfig, dtype: torch.dtype) -> Model:
     return model
 
 
-def build_teacher(config: RunConfig, dtype: torch.dtype) -> Model:
-    """The frozen teacher in eval mode.
-
-    Raises:
-        ValueError: If the config has none, or it cannot be built.
-    """
-    for key in ("teacher_model", "teacher_checkpointer"):
-        if getattr(config, key) is None:
-            raise ValueError(
-                f"config: {key} must be set (or give all that asks the teacher the weight 0)"
-            )
-    model = build_model(config, "teacher_model", dtype)
-    model.module.requires_grad_(False).eval()
-    if config.compile:
-        compile_blocks(model)
-    return model
-
-
-def build_quantization(config: RunConfig) -> Any:
-    """``teacher_quantization``: ``nf4``, one of torchao's configs, or None.
+def build_quantization(key: str, node: Any) -> Any:
+    """What a key of quantisation names: ``nf4``, one of torchao's configs, or None.
 
     Raises:
         ValueError: If it is another name or another component.
     """
-    node = config.teacher_quantization
     if isinstance(node, str) and node != NF4:
         raise ValueError(
-            f"config: teacher_quantization is {node!r}; use {NF4} or one of torchao's configs, "
+            f"config: {key} is {node!r}; use {NF4} or one of torchao's configs, "
             "such as {_component_: torchao.quantization.Int8WeightOnlyConfig}"
         )
     if node is None or isinstance(node, str):
         return node
-    built = component(node, "teacher_quantization")
+    built = component(node, key)
     kind = "one of torchao's configs, such as torchao.quantization.Int8WeightOnlyConfig"
-    expect(isinstance(built, AOBaseConfig), node, "teacher_quantization", kind)
+    expect(isinstance(built, AOBaseConfig), node, key, kind)
     return built
 
 
-def build_checkpointer(config: RunConfig, key: str, model: Model) -> tuple[Any, list[str]]:
-    """The checkpointer that a key names, with the headers of its files checked where it can.
+def build_checkpointer(node: Any, key: str, model: Model) -> tuple[Any, list[str]]:
+    """The checkpointer that a key's node names, with the headers of its files checked where it can.
 
     Returns:
         It, and what a person should know of its files.
@@ -115,12 +95,12 @@ def build_checkpointer(config: RunConfig, key: str, model: Model) -> tuple[Any, 
     Raises:
         ValueError: If it is none that knows the names of the model's weights.
     """
-    checkpointer = component(getattr(config, key), key)
+    checkpointer = component(node, key)
     if isinstance(checkpointer, HFCheckpointer):
         checkpointer.layout = model.layout
         return checkpointer, checkpointer.check()
     fits = isinstance(model.module, TransformerDecoder)
-    expect(fits, getattr(config, key), key, f"hf_models.HFCheckpointer for {model.facts.name}")
+    expect(fits, node, key, f"hf_models.HFCheckpointer for {model.facts.name}")
     return checkpointer, []
 
 

@@ -3,7 +3,6 @@
 import json
 from typing import Any
 
-from hf_models.model import ModelFacts
 from kd_config.schema import RunConfig
 from kd_data.loaders import Batching, collate_with, train_source, val_loader
 from kd_data.samples import build_samples
@@ -25,6 +24,9 @@ _MEASURE = (
     "teacher_model",
     "teacher_checkpointer",
     "teacher_quantization",
+    "teacher_cache",
+    "teachers",
+    "teacher_average",
 )
 
 
@@ -34,14 +36,15 @@ def build_source(
     seed: int,
     tokenizers: Tokenizers,
     ignore: int,
-    facts: ModelFacts,
+    objective: Objective,
 ) -> DatasetSource:
     """The steps of ``dataset``.
 
     Raises:
         ValueError: If it cannot be built, or does not fill a step.
     """
-    to_batch = collate_with(facts, *tokenizers, ignore)
+    facts = objective.student.facts
+    to_batch = objective.read_ahead(collate_with(facts, *tokenizers, ignore))
     dataset = build_samples(config.dataset, "dataset", *tokenizers, ignore, facts)
     batching = Batching(
         batch_size=config.batch_size,
@@ -74,7 +77,7 @@ def build_validator(
         build_samples(config.dataset_val, "dataset_val", *tokenizers, ignore, facts),
         config.batch_size_val or config.batch_size,
         placement,
-        collate_with(facts, *tokenizers, ignore),
+        objective.read_ahead(collate_with(facts, *tokenizers, ignore)),
         config.num_workers,
     )
     measured_by = json.dumps([config.plain(_MEASURE), objective.weights], sort_keys=True)

@@ -5,6 +5,7 @@ import time
 
 from kd_data import Batch
 from kd_data.batch import LOGITS
+from kd_teachers import live_models
 from kd_training.checkpoint.run_state import RunState
 from kd_training.objective.term import Term
 from kd_training.output import directory
@@ -91,7 +92,8 @@ class Loop:
         for line in self.records.plan():
             self.metrics.say(line)
         batch = self.source.first_batch().to(self.placement.device)
-        for warning in check_weights(run.student, run.teacher, batch, run.source.ignore_index):
+        teachers = live_models(run.teacher)
+        for warning in check_weights(run.student, teachers, batch, run.source.ignore_index):
             self.metrics.say(f"warning: {warning}")
         self._check_measure()
 

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torchtune import training
 
-from hf_models.model import Model
+from hf_models.model import Model, ModelFacts
 from kd_config.card import card_facts
 from kd_config.check import check_config, typed
 from kd_config.components import argument
@@ -17,9 +17,11 @@ from kd_config.loggers import make_loggers
 from kd_config.public import from_environment
 from kd_config.schema import RunConfig
 from kd_config.weights import loss_weights
+from kd_data.loaders import collate_with
 from kd_data.samples import build_tokenizer
-from kd_teachers import Live, check_needs
+from kd_teachers import Teacher, check_needs, live_models
 from kd_training import build
+from kd_training.build_teacher import build_teacher
 from kd_training.build_data import Tokenizers, build_source, build_validator
 from kd_training.checkpoint.facts import Facts
 from kd_training.checkpoint.resume import find_checkpoint, read_checkpoint
@@ -31,11 +33,12 @@ from kd_training.output import directory
 from kd_training.output.student import Export
 from kd_training.placement.one_device import Placement
 from kd_training.preflight import estimates, same_model
+from kd_training.preflight.caches import check_caches, check_documents
 from kd_training.preflight.plan import plan
 from kd_training.preflight.same_task import check_same_task
 from kd_training.preflight.sources import check_sources
 from kd_training.preflight.two_tokenizers import check_two_tokenizers
-from kd_training.prepared import Loading, Optimization, Records, Run, Schedule
+from kd_training.prepared import Optimization, Records, Run, Schedule
 
 
 def prepare(cfg: DictConfig, placement: Placement) -> Run:
@@ -60,12 +63,18 @@ def prepare(cfg: DictConfig, placement: Placement) -> Run:
     estimates.check_disk(config, student, dtype)
     ignore = build.ignore_index(config)
     objective, teacher = _build_objective(config, student, dtype, placement, ignore)
-    quantization = build.build_quantization(config)
     tokenizers = _build_tokenizers(config, student, teacher)
-    own, teachers, notes = _build_checkpointers(config, cfg, student, teacher)
-    source = build_source(config, placement, seed, tokenizers, ignore, student.facts)
+    own, notes = build.build_checkpointer(config.checkpointer, "checkpointer", student)
+    hidden_base = from_environment(cfg, "checkpointer.checkpoint_dir")
+    same_model.prepare_export(config, own, hidden_base)
+    notes += check_caches(config, teacher, dtype, placement)
+    source = build_source(config, placement, seed, tokenizers, ignore, objective)
     if facts:
         source.check_same(facts["source"])
+    validator = build_validator(config, placement, objective, tokenizers, ignore)
+    datasets = {"dataset": source.loader.dataset}
+    datasets |= {} if validator is None else {"dataset_val": validator.dataset}
+    check_documents(teacher, datasets, collate_with(student.facts, *tokenizers, ignore), placement)
     lines = partial(plan, config, student, teacher, objective.terms, source, dtype, placement)
     card = card_facts(cfg, with_teacher=teacher is not None, task=student.facts.task)
     return Run(
@@ -75,10 +84,10 @@ def prepare(cfg: DictConfig, placement: Placement) -> Run:
         teacher=teacher,
         objective=objective,
         source=source,
-        validator=build_validator(config, placement, objective, tokenizers, ignore),
+        validator=validator,
         scales=_dynamic_scales(config, objective.weights),
         schedule=_schedule(config),
-        loading=Loading(own, teachers, quantization),
+        checkpointer=own,
         optimization=_optimization(config),
         records=_records(
             config,
@@ -111,48 +120,34 @@ def _look_at_output(config: RunConfig, placement: Placement) -> _Resuming:
     return _Resuming(checkpoint, facts, warnings)
 
 
-def _build_tokenizers(config: RunConfig, student: Model, teacher: Model | None) -> Tokenizers:
+def _build_tokenizers(config: RunConfig, student: Model, teacher: Teacher | None) -> Tokenizers:
     """Both tokenizers, seen to belong to the models and their files."""
-    check_same_task(config, student, teacher)
-    estimates.check_length(config, student, teacher)
-    same_model.check_model_configs(config, with_teacher=teacher is not None)
+    members = {} if teacher is None else teacher.members()
+    facts: dict[str, ModelFacts] = {key: one.facts for key, one in members.items()}
+    check_same_task(config, student.facts, facts)
+    estimates.check_length(config, student.facts, facts)
+    same_model.check_model_configs(config, live_models(teacher))
     own = build_tokenizer(config.tokenizer, "tokenizer")
     teachers = build_tokenizer(config.teacher_tokenizer, "teacher_tokenizer")
-    same_model.check_tokenizers(config, student, teacher, own, teachers)
+    same_model.check_tokenizers(config, student.facts, facts, own, teachers)
     return own, teachers
 
 
 def _build_objective(
     config: RunConfig, student: Model, dtype: torch.dtype, placement: Placement, ignore: int
-) -> tuple[Objective, Model | None]:
+) -> tuple[Objective, Teacher | None]:
     """The objective, and the teacher if any of its terms has to ask one."""
     weights = loss_weights(config)
-    find_teacher = cache(partial(build.build_teacher, config, dtype))
+    find_teacher = cache(partial(build_teacher, config, student, dtype))
     parts = Parts(config, weights, student.facts, find_teacher, placement.device, ignore)
     terms = build_terms(parts)
     check_two_tokenizers(parts, terms)
     teacher = find_teacher() if any(term.needs for term in terms) else None
-    asked = None if teacher is None else Live(teacher)
-    if asked is not None:
+    if teacher is not None:
         for term in terms:
-            check_needs(asked, term.name, term.needs)
+            check_needs(teacher, term.name, term.needs)
     num_chunks = argument(config.loss, "num_output_chunks")
-    return Objective(student, asked, terms, weights, ignore, num_chunks), teacher
-
-
-def _build_checkpointers(
-    config: RunConfig, cfg: DictConfig, student: Model, teacher: Model | None
-) -> tuple[Any, Any, list[str]]:
-    """Those of student and teacher, and what starts at random in the student."""
-    own, notes = build.build_checkpointer(config, "checkpointer", student)
-    hidden_base = from_environment(cfg, "checkpointer.checkpoint_dir")
-    same_model.prepare_export(config, own, hidden_base)
-    if teacher is None:
-        return own, None, notes
-    teachers, untrained = build.build_checkpointer(config, "teacher_checkpointer", teacher)
-    if untrained:
-        raise ValueError(f"config: teacher_checkpointer: {untrained[0]}; a teacher must be trained")
-    return own, teachers, notes
+    return Objective(student, teacher, terms, weights, ignore, num_chunks), teacher
 
 
 def _dynamic_scales(config: RunConfig, weights: Mapping[str, float]) -> DynamicScales | None:

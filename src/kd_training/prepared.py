@@ -9,6 +9,7 @@ import torch
 
 from hf_models.model import Model
 from kd_data.sources import Source
+from kd_teachers import Teacher
 from kd_training.checkpoint.facts import Facts
 from kd_training.checkpoint.run_state import Progress
 from kd_training.objective.objective import Objective
@@ -37,21 +38,6 @@ class Schedule:
     save_every: int | None
     keep_last_n: int
     skip_nonfinite: int
-
-
-@dataclass(frozen=True)
-class Loading:
-    """Where weights come from, once everything fits.
-
-    Attributes:
-        student: Checkpointer of the student; also what exports it.
-        teacher: Checkpointer of the teacher; None without one.
-        quantization: What the teacher's layers become; None for nothing else.
-    """
-
-    student: Any
-    teacher: Any
-    quantization: Any
 
 
 @dataclass(frozen=True)
@@ -101,9 +87,10 @@ class Run:
     Attributes:
         placement: Where the models live.
         student: What learns, on the meta device until it is loaded.
-        teacher: The frozen model; None where no live one is asked.
+        teacher: Who is asked; None where nobody is.
         objective: What is minimised.
         source: Where micro-batches come from.
+        checkpointer: Reads the student's weights, once everything fits; also what exports it.
         validator: The held-out objective; None without validation.
         scales: Weights that follow the terms' magnitudes; None for fixed ones.
         checkpoint: What the run goes on from; None to start.
@@ -114,13 +101,13 @@ class Run:
     placement: Placement
     seed: int
     student: Model
-    teacher: Model | None
+    teacher: Teacher | None
     objective: Objective
     source: Source
     validator: Validator | None
     scales: DynamicScales | None
     schedule: Schedule
-    loading: Loading
+    checkpointer: Any
     optimization: Optimization
     records: Records
     checkpoint: Path | None = None

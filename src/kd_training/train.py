@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from kd_data.workers import about_lost_worker
+from kd_teachers import live_models
 from kd_training.checkpoint.run_state import RunState
 from kd_training.checkpoint.tensors import load_tensors
 from kd_training.loop import Loop
@@ -30,10 +31,10 @@ class Loaded:
 
 def load(run: Run) -> Loaded:
     """Read the weights, make optimizer and scheduler, go on from a checkpoint if there is one."""
-    placement, loading = run.placement, run.loading
-    placement.place(run.student, loading.student)
+    placement = run.placement
+    placement.place(run.student, run.checkpointer)
     if run.teacher is not None:
-        placement.place_teacher(run.teacher, loading.teacher, loading.quantization)
+        run.teacher.load(placement)
     parameters = [p for p in run.student.module.parameters() if p.requires_grad]
     groups: list[dict[str, Any]] = [{"params": parameters}]
     for module in run.objective.modules.values():
@@ -71,7 +72,8 @@ def load(run: Run) -> Loaded:
         load_tensors(run.checkpoint, tensors, placement)
         state.load(tensors, run.facts)
     # Not earlier: a sharded model's first forward leaves other parameters in place than its own.
-    check_models(run.student, run.teacher, run.source.first_batch().to(placement.device))
+    first = run.source.first_batch().to(placement.device)
+    check_models(run.student, live_models(run.teacher), first)
     return Loaded(step, state)
 
 

@@ -61,6 +61,12 @@ class Validator:
         self._objective.weights = weights
         return values
 
+    @property
+    def dataset(self) -> Any:
+        """The held-out samples, those of all ranks."""
+        loader: Any = self._loader
+        return loader.dataset.whole
+
     def measure(self) -> str:
         """A hash of what students are compared by: totals with the same one can be compared.
 

@@ -9,6 +9,7 @@ from torchtune.training import OffloadActivations
 
 from kd_config.check import check_config, typed
 from kd_config.schema import RunConfig
+from kd_teachers import live_models
 from kd_training import OneDevice, Run, prepare
 from kd_training.checkpoint.run_state import RunState
 from kd_training.loop import Loop
@@ -30,7 +31,7 @@ class LoadedRun:
 
     def estimate(self):
         """The plan's memory."""
-        models = self.run.student, self.run.teacher
+        models = self.run.student, live_models(self.run.teacher).values()
         dtype = self.run.records.export.dtype
         return estimate_memory(self.config, *models, dtype, self.run.placement)
 

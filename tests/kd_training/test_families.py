@@ -174,7 +174,7 @@ def test_compiled_blocks_change_nothing(family, family_run, monkeypatch):
 def test_a_teacher_of_transformers_can_be_in_eight_bits(family, family_run):
     int8 = {"teacher_quantization": {"_component_": "torchao.quantization.Int8WeightOnlyConfig"}}
     loaded = family_run(family, int8)
-    blocks = [b for blocks in loaded.run.teacher.stacks().values() for b in blocks]
+    blocks = [b for blocks in loaded.run.teacher.model.stacks().values() for b in blocks]
     linear = [m for block in blocks for m in block.modules() if isinstance(m, torch.nn.Linear)]
     assert all(type(one.weight) is not torch.nn.Parameter for one in linear)
     ours, _ = step_of(loaded)

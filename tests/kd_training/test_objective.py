@@ -95,16 +95,16 @@ def test_a_masked_out_micro_batch_changes_nothing(make_run):
 
 def test_only_the_adapter_learns(make_run):
     loaded = make_run()
-    before = {k: v.clone() for k, v in loaded.run.teacher.module.state_dict().items()}
+    before = {k: v.clone() for k, v in loaded.run.teacher.model.module.state_dict().items()}
     base = {
         k: v.clone() for k, v in loaded.run.student.module.state_dict().items() if "lora" not in k
     }
     loaded.step([loaded.batch([0, 1])], 1)
-    assert not loaded.run.teacher.module.training
+    assert not loaded.run.teacher.model.module.training
     assert all(
-        p.grad is None and not p.requires_grad for p in loaded.run.teacher.module.parameters()
+        p.grad is None and not p.requires_grad for p in loaded.run.teacher.model.module.parameters()
     )
-    assert all(torch.equal(v, before[k]) for k, v in loaded.run.teacher.module.state_dict().items())
+    assert all(torch.equal(v, before[k]) for k, v in loaded.run.teacher.model.module.state_dict().items())
     after = loaded.run.student.module.state_dict()
     assert all(torch.equal(v, after[k]) for k, v in base.items())
     assert any(torch.count_nonzero(after[k]) for k in after if k.endswith("lora_b.weight"))

@@ -80,7 +80,7 @@ def test_what_is_trained_is_fp32_and_nothing_else(load, full):
     trained = {id(p) for p in loaded.step.parameters}
     for parameter in loaded.run.student.module.parameters():
         assert parameter.dtype == (FP32 if id(parameter) in trained else BF16)
-    assert {p.dtype for p in loaded.run.teacher.module.parameters()} == {BF16}
+    assert {p.dtype for p in loaded.run.teacher.model.module.parameters()} == {BF16}
     states = loaded.step.optimizer.state.values()
     kept = [*gradients, *loaded.step.parameters, *(s["exp_avg_sq"] for s in states)]
     assert {tensor.dtype for tensor in kept} == {FP32}
@@ -157,4 +157,4 @@ def test_masters_and_their_copies_are_in_the_memory_estimate(load, full, checkpo
         copied -= sum(p.numel() for p in layers[0].parameters() if p.requires_grad)
     memory = loaded.estimate()
     assert memory.student == 2 * frozen + (4 + 4 + 8) * trained + 2 * copied
-    assert memory.teacher == 2 * sum(p.numel() for p in loaded.run.teacher.module.parameters())
+    assert memory.teacher == 2 * sum(p.numel() for p in loaded.run.teacher.model.module.parameters())

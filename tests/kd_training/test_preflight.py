@@ -3,6 +3,7 @@
 import pytest
 
 from kd_losses.chunked.chunk_size import chunk_rows
+from kd_teachers import live_models
 from kd_training.preflight.weights import check_weights
 
 FP32 = 4
@@ -26,7 +27,7 @@ def test_the_weights_are_counted_with_gradients_and_two_states_of_adam(make_run)
     held = sum(p.numel() for p in parameters) + 3 * trained
     memory = loaded.estimate()
     assert memory.student == held * FP32
-    assert memory.teacher == sum(p.numel() for p in loaded.run.teacher.module.parameters()) * FP32
+    assert memory.teacher == sum(p.numel() for p in loaded.run.teacher.model.module.parameters()) * FP32
     assert memory.gathered == 0
     assert "memory, estimated" in memory.line(loaded.run.placement.device)
 
@@ -37,4 +38,4 @@ def test_the_first_look_at_the_weights_takes_any_mark_of_positions_without_a_tar
     batch = loaded.run.source.first_batch()
     assert (batch.labels == -1).any()
     run = loaded.run
-    assert isinstance(check_weights(run.student, run.teacher, batch, -1), list)
+    assert isinstance(check_weights(run.student, live_models(run.teacher), batch, -1), list)

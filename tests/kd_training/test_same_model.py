@@ -39,7 +39,7 @@ def written_by_an_older_transformers(settings):
 
 def test_one_model_may_be_described_in_two_ways(model, tmp_path):
     cfg = two_directories(model, tmp_path, written_by_an_older_transformers)
-    check_model_configs(cfg, with_teacher=False)
+    check_model_configs(cfg)
 
 
 @pytest.mark.parametrize("name", ["rms_norm_eps", "rope_theta", "tie_word_embeddings"])
@@ -50,7 +50,7 @@ def test_what_changes_a_number_is_refused(model, tmp_path, name):
 
     shown = "rope_parameters" if name == "rope_theta" else name
     with pytest.raises(ValueError, match=rf"model\.checkpoint_dir.*checkpointer.*{shown} is"):
-        check_model_configs(two_directories(model, tmp_path, change), with_teacher=False)
+        check_model_configs(two_directories(model, tmp_path, change))
 
 
 def test_one_output_directory_in_two_spellings(tmp_path, monkeypatch):

@@ -54,7 +54,9 @@ def collate(
         met = [torch.as_tensor(s["teacher_index"], dtype=torch.long) for s in samples]
         index = pad_sequence(met, batch_first=True, padding_value=UNPAIRED)
         scopes["matched"] = valid & (index != UNPAIRED)
-        teacher = TeacherInputs({"tokens": read.tokens}, read.labels, index.clamp(min=0))
+        teacher = TeacherInputs(
+            {"tokens": read.tokens}, read.labels, read.documents, index.clamp(min=0)
+        )
     return Batch(
         inputs,
         own.labels,
@@ -107,6 +109,14 @@ def _documents(sample: Mapping[str, Any]) -> list[tuple[int, int]]:
     if start > 0 and start < stop and sample["input_pos"][start] != 0:
         found.pop()
     return found
+
+
+def documents_of(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A sample's documents, each as a sample of its own; those of a pack begin at position 0."""
+    return [
+        {name: sample[name][start:stop] for name in ("tokens", "labels")}
+        for start, stop in _documents(sample)
+    ]
 
 
 def _of_teacher(sample: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Shapes: B batch, S positions, N = B·S, D width, T terms.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import partial, reduce
 from operator import or_
 from typing import NamedTuple
 
@@ -70,6 +70,12 @@ class Objective:
     def needs(self) -> Needs:
         """What the terms ask of the teacher."""
         return reduce(or_, (term.needs for term in self.terms), Needs())
+
+    def read_ahead(self, to_batch: Callable[..., Batch]) -> Callable[..., Batch]:
+        """``to_batch``, with what can be fetched early of the teacher's answers."""
+        if self.teacher is None:
+            return to_batch
+        return partial(_with_answers, self.teacher, to_batch)
 
     def weight(self, term: Term) -> float:
         """The term's weight; 0 of what is only observed."""
@@ -163,3 +169,7 @@ class Objective:
         """Go on from `facts`."""
         for term in self.terms:
             term.load_facts(facts[term.name])
+
+
+def _with_answers(teacher: Teacher, to_batch: Callable[..., Batch], samples: object) -> Batch:
+    return teacher.read_ahead(to_batch(samples))

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
-from hf_models.model import Model, ModelFacts
+from hf_models.model import ModelFacts
 from kd_config.components import component, expect
 from kd_config.schema import RunConfig
 from kd_losses import KDLoss
+from kd_teachers import Teacher
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Parts:
         config: The run's config.
         weights: The weight of each key of ``manual_scales``.
         student: The student's sizes.
-        find_teacher: Builds the teacher, the first time that a term has to look at it.
+        find_teacher: Builds whoever teaches, the first time that a term has to look at it.
         device: Where a term's own parameters go.
         ignore_index: The label of positions without a target.
     """
@@ -27,7 +28,7 @@ class Parts:
     config: RunConfig
     weights: Mapping[str, float]
     student: ModelFacts
-    find_teacher: Callable[[], Model]
+    find_teacher: Callable[[], Teacher]
     device: torch.device
     ignore_index: int
 

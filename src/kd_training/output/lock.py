@@ -13,7 +13,7 @@ LOCK_FILE = ".lock"
 
 
 @contextmanager
-def locked(output_dir: Path) -> Iterator[None]:
+def locked(output_dir: Path, key: str = "output_dir") -> Iterator[None]:
     """Hold a directory, which is made if it is not there, until the context or the process ends.
 
     The lock is a record lock of POSIX: the kernel drops it with the process, however that ends,
@@ -24,7 +24,7 @@ def locked(output_dir: Path) -> Iterator[None]:
         ValueError: If another process holds it; the message names that one.
     """
     made = [path for path in (output_dir, *output_dir.parents) if not path.exists()]
-    handle = _acquire(output_dir)
+    handle = _acquire(output_dir, key)
     try:
         yield
     finally:
@@ -36,7 +36,7 @@ def locked(output_dir: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def _acquire(output_dir: Path) -> int:
+def _acquire(output_dir: Path, key: str) -> int:
     path = output_dir / LOCK_FILE
     while True:
         output_dir.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def _acquire(output_dir: Path) -> int:
             holder = os.read(handle, 1000).decode(errors="replace").strip() or "another process"
             os.close(handle)
             raise ValueError(
-                f"output_dir {output_dir} is in use by {holder}; wait for its end, or set another "
+                f"{key} {output_dir} is in use by {holder}; wait for its end, or set another "
                 "output_dir"
             ) from err
         except OSError as err:

@@ -1,13 +1,14 @@
 """What a run will need, before any weight is read."""
 
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from hf_models.model import Model
+from hf_models.model import Model, ModelFacts
 from hf_models.precision import compute_dtype, gather_dtype
 from kd_config.components import argument
 from kd_config.schema import RunConfig
@@ -62,7 +63,7 @@ class Memory:
 def estimate_memory(
     config: RunConfig,
     student: Model,
-    teacher: Model | None,
+    teachers: Iterable[Model],
     dtype: torch.dtype,
     placement: Placement,
 ) -> Memory:
@@ -74,9 +75,9 @@ def estimate_memory(
     weights += _copies(config, student, dtype, shards)
     gathered = _gathered(student, shards) * dtype.itemsize
     teacher_weights = 0.0
-    if teacher is not None:
-        teacher_shards = 1 if config.teacher_sharding == "none" else shards
-        teacher_weights = _bytes(teacher.module) / teacher_shards
+    teacher_shards = 1 if config.teacher_sharding == "none" else shards
+    for teacher in teachers:
+        teacher_weights += _bytes(teacher.module) / teacher_shards
         gathered += _gathered(teacher, teacher_shards) * dtype.itemsize
     positions = config.batch_size * (argument(config.tokenizer, "max_seq_len") or _MEASURED_BY)
     num_chunks = argument(config.loss, "num_output_chunks")
@@ -162,16 +163,18 @@ def check_disk(config: RunConfig, student: Model, dtype: torch.dtype) -> None:
         )
 
 
-def check_length(config: RunConfig, student: Model, teacher: Model | None) -> None:
+def check_length(
+    config: RunConfig, student: ModelFacts, teachers: Mapping[str, ModelFacts]
+) -> None:
     """Make sure that no sample can be longer than what the models take.
 
     Raises:
         ValueError: If the tokenizer lets longer ones pass.
     """
-    teachers = "tokenizer" if config.teacher_tokenizer is None else "teacher_tokenizer"
-    models = ("model", student, "tokenizer"), ("teacher_model", teacher, teachers)
-    for key, model, tokenizer in models:
-        limit = None if model is None else model.facts.max_positions
+    theirs = "tokenizer" if config.teacher_tokenizer is None else "teacher_tokenizer"
+    models = [("model", student, "tokenizer"), *((k, t, theirs) for k, t in teachers.items())]
+    for key, facts, tokenizer in models:
+        limit = facts.max_positions
         length = argument(getattr(config, tokenizer), "max_seq_len")
         if limit is not None and isinstance(length, int) and length > limit:
             raise ValueError(

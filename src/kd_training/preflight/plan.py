@@ -7,6 +7,7 @@ import torch
 from hf_models.model import Model
 from kd_config.schema import RunConfig
 from kd_data.sources import Source
+from kd_teachers import Teacher, live_models
 from kd_training.objective.term import Term
 from kd_training.placement.one_device import Placement
 from kd_training.preflight.estimates import count_parameters, estimate_memory
@@ -15,7 +16,7 @@ from kd_training.preflight.estimates import count_parameters, estimate_memory
 def plan(
     config: RunConfig,
     student: Model,
-    teacher: Model | None,
+    teacher: Teacher | None,
     terms: Sequence[Term],
     source: Source,
     dtype: torch.dtype,
@@ -26,12 +27,16 @@ def plan(
     lines = [
         f"student: {_layers(student)} layers, {_millions(total)}, {_millions(trainable)} trainable"
     ]
-    if teacher is not None:
-        size = count_parameters(teacher.module)[0]
-        lines.append(f"teacher: {_layers(teacher)} layers, {_millions(size)}")
+    models = live_models(teacher)
+    for key, model in models.items():
+        size = _millions(count_parameters(model.module)[0])
+        name = "teacher" if len(models) == 1 else f"teacher {key.split('.')[1]}"
+        lines.append(f"{name}: {_layers(model)} layers, {size}")
     lines += [line for line in (term.describe() for term in terms) if line]
     lines += source.describe(config.epochs)
-    memory = estimate_memory(config, student, teacher, dtype, placement)
+    if teacher is not None:
+        lines += teacher.describe()
+    memory = estimate_memory(config, student, models.values(), dtype, placement)
     return [*lines, memory.line(placement.device)]
 
 

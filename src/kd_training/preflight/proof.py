@@ -18,20 +18,19 @@ _OF_TARGETS = ("tokens", "input_pos", "documents", "decoder_input_ids")
 
 
 @torch.no_grad()
-def check_models(student: Model, teacher: Model | None, batch: Batch) -> None:
-    """Prove both models on the beginning of a batch.
+def check_models(student: Model, teachers: Mapping[str, Model], batch: Batch) -> None:
+    """Prove all models on the beginning of a batch.
 
     Args:
         student: With its weights.
-        teacher: With its weights; None without one.
+        teachers: Those in memory with their weights, by their key of the config.
         batch: On the models' device.
 
     Raises:
         ValueError: See `prove`; the message names the model's key.
     """
     models = {"model": (student, batch.inputs)}
-    if teacher is not None:
-        models["teacher_model"] = teacher, batch.teacher_inputs()
+    models |= {key: (teacher, batch.teacher_inputs()) for key, teacher in teachers.items()}
     for key, (model, inputs) in models.items():
         was_training = model.module.training
         model.module.eval()

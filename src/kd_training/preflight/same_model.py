@@ -1,10 +1,11 @@
 """What a config names twice has to be one thing: a model's directory, its tokenizer, the output."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hf_models import HFCheckpointer, read_config, vocabulary_mismatch
-from hf_models.model import Model
+from hf_models.model import ModelFacts
 from hf_models.vocabulary import has_tokenizer, load_tokenizer
 from kd_config.components import argument, takes
 from kd_config.schema import RunConfig
@@ -35,17 +36,21 @@ def check_output(config: RunConfig) -> None:
         )
 
 
-def check_model_configs(config: RunConfig, with_teacher: bool) -> None:
+def check_model_configs(config: RunConfig, teachers: Iterable[str] = ()) -> None:
     """Make sure that a model is built, loaded and exported by one config.json.
+
+    Args:
+        config: The run's config.
+        teachers: The keys of its teachers' models, such as ``teacher_model``.
 
     Raises:
         ValueError: If that of ``model.checkpoint_dir`` is not that of
-            ``checkpointer.checkpoint_dir``, or the teacher's are two.
+            ``checkpointer.checkpoint_dir``, or a teacher's are two.
     """
-    for prefix in ("", "teacher_") if with_teacher else ("",):
-        keys = f"{prefix}model.checkpoint_dir", f"{prefix}checkpointer.checkpoint_dir"
-        nodes = (getattr(config, f"{prefix}{name}") for name in ("model", "checkpointer"))
-        built, loaded = (argument(node, "checkpoint_dir") for node in nodes)
+    for model in ("model", *teachers):
+        names = model, checkpointer_of(model)
+        keys = [f"{name}.checkpoint_dir" for name in names]
+        built, loaded = (argument(node_at(config, name), "checkpoint_dir") for name in names)
         if not (isinstance(built, str) and isinstance(loaded, str)) or _same(built, loaded):
             continue
         if not Path(loaded, "config.json").is_file():
@@ -62,14 +67,18 @@ def check_model_configs(config: RunConfig, with_teacher: bool) -> None:
 
 
 def check_tokenizers(
-    config: RunConfig, student: Model, teacher: Model | None, tokenizer: Any, teacher_tokenizer: Any
+    config: RunConfig,
+    student: ModelFacts,
+    teachers: Mapping[str, ModelFacts],
+    tokenizer: Any,
+    teacher_tokenizer: Any,
 ) -> None:
     """Make sure that ids mean to each model what they mean to the tokenizer that it is fed by.
 
     Args:
         config: The run's config.
-        student: The student, on any device.
-        teacher: The teacher; None without one.
+        student: The student's sizes.
+        teachers: Those of each model that teaches, by its key of the config.
         tokenizer: What ``config.tokenizer`` builds.
         teacher_tokenizer: What ``config.teacher_tokenizer`` builds; None without one.
 
@@ -85,33 +94,41 @@ def check_tokenizers(
         "use the student's own tokenizer: "
         "{_component_: hf_models.tokenizer, checkpoint_dir: ${checkpointer.checkpoint_dir}}",
     )
-    if teacher is None:
-        return
     key = "tokenizer" if teacher_tokenizer is None else "teacher_tokenizer"
-    remedy = "set teacher_tokenizer.checkpoint_dir: ${teacher_checkpointer.checkpoint_dir}"
+    remedy = "set teacher_tokenizer.checkpoint_dir to the teacher's directory"
     if teacher_tokenizer is None:
         remedy = (
             "student and teacher must share one tokenizer, or teacher_tokenizer must name the "
             "teacher's and kd_loss kd_losses.ULDLoss"
         )
-    _check_tokenizer(
-        config,
-        (key, tokenizer if teacher_tokenizer is None else teacher_tokenizer),
-        ("teacher_model", teacher),
-        "teacher_checkpointer",
-        remedy,
-    )
+    built = tokenizer if teacher_tokenizer is None else teacher_tokenizer
+    for model, facts in teachers.items():
+        _check_tokenizer(config, (key, built), (model, facts), checkpointer_of(model), remedy)
+
+
+def checkpointer_of(model: str) -> str:
+    """The key of the checkpointer that belongs to a model's: ``teachers.a.model`` and the like."""
+    head, _, _ = model.rpartition("model")
+    return f"{head}checkpointer"
+
+
+def node_at(config: RunConfig, key: str) -> Any:
+    """What the config holds at a dotted key; None where there is nothing."""
+    found: Any = config
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, dict) else getattr(found, name, None)
+    return found
 
 
 def _check_tokenizer(
     config: RunConfig,
     tokenizer: tuple[str, Any],
-    model: tuple[str, Model],
+    model: tuple[str, ModelFacts],
     checkpointer: str,
     remedy: str,
 ) -> None:
-    (key, built), (model_key, reader) = tokenizer, model
-    directory = argument(getattr(config, checkpointer), "checkpoint_dir")
+    (key, built), (model_key, facts) = tokenizer, model
+    directory = argument(node_at(config, checkpointer), "checkpoint_dir")
     if isinstance(directory, str) and has_tokenizer(directory):
         ours = argument(getattr(config, key), "checkpoint_dir")
         if isinstance(ours, str):
@@ -122,7 +139,7 @@ def _check_tokenizer(
             raise ValueError(
                 f"config: {key} and {checkpointer}: the vocabularies disagree: {mismatch}; {remedy}"
             )
-    largest, rows = _largest_id(built), reader.facts.vocabulary
+    largest, rows = _largest_id(built), facts.vocabulary
     if largest >= rows:
         raise ValueError(
             f"config: {key} has ids up to {largest}, but {model_key} has embeddings for "

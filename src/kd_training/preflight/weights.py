@@ -13,32 +13,42 @@ from kd_losses import CrossEntropy, Projected, Scoped, chunked_sums
 
 @torch.no_grad()
 def check_weights(
-    student: Model, teacher: Model | None, batch: Batch, ignore_index: int
+    student: Model, teachers: Mapping[str, Model], batch: Batch, ignore_index: int
 ) -> list[str]:
     """Warnings about models that know less than they should of a first batch.
 
     Args:
         student: The student, loaded.
-        teacher: The teacher, loaded; None without one.
+        teachers: Those in memory, loaded, by their key of the config.
         batch: A micro-batch on the models' device.
         ignore_index: Label of the positions without a target.
     """
-    if teacher is None:
+    if not teachers:
         return []
     student_ce = _cross_entropy(student, batch.inputs, batch.labels, ignore_index)
+    found = []
+    for key, teacher in teachers.items():
+        name = "the teacher" if len(teachers) == 1 else f"the teacher {key.split('.')[1]}"
+        found += _of_teacher(name, teacher, student_ce, batch, ignore_index)
+    return found
+
+
+def _of_teacher(
+    name: str, teacher: Model, student_ce: float, batch: Batch, ignore_index: int
+) -> list[str]:
     labels = batch.labels if batch.teacher is None else batch.teacher.labels
     teacher_ce = _cross_entropy(teacher, batch.teacher_inputs(), labels, ignore_index)
     chance = math.log(teacher.head().weight.shape[0])
     warnings = []
     if teacher_ce >= chance:
         warnings.append(
-            f"the teacher's cross-entropy on the first batch is {teacher_ce:.2f}, no better than "
+            f"{name}'s cross-entropy on the first batch is {teacher_ce:.2f}, no better than "
             f"chance ({chance:.2f}); see whether its weights, tokenizer and prompts fit the data"
         )
     # With a tokenizer of its own the teacher predicts other, longer or shorter, tokens.
     if teacher_ce > student_ce and batch.teacher is None:
         warnings.append(
-            f"the teacher's cross-entropy on the first batch, {teacher_ce:.2f}, is worse than "
+            f"{name}'s cross-entropy on the first batch, {teacher_ce:.2f}, is worse than "
             f"the student's, {student_ce:.2f}; consider tuning it on the data first"
         )
     return warnings

@@ -1,0 +1,109 @@
+"""Parts of a run's YAML that belong together, and the types that its keys have."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+# Marks of keys that hold a component: `_component_` and its arguments.
+COMPONENT, LISTED, NAMED = "component", "listed", "named"
+Component = Annotated[Any, COMPONENT]
+Components = Annotated[Any, COMPONENT, LISTED]  # one, or a list of them
+ComponentOrName = Annotated[Any, COMPONENT, NAMED]  # or a short form of the key's own
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):  # to Python it is a number
+        raise ValueError("is a truth value")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[float, BeforeValidator(_no_bool)]
+AtLeastOne = Annotated[Whole, Field(ge=1)]
+Weight = Annotated[Number, Field(ge=0, allow_inf_nan=False)]
+Positions = Literal["labels", "all"]
+
+
+class Section(BaseModel):
+    """Keys that belong together; a misspelt one is an error."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, arbitrary_types_allowed=True, coerce_numbers_to_str=True
+    )
+
+
+class Scales(Section):
+    """Weight of each part of the objective; a term of your own has its name as key."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Weight]
+
+    ce: Weight = Field(1.0, description="of the labels")
+    kd: Weight = Field(1.0, description="of the teacher's distribution")
+    ir: Weight = Field(1.0, description="of the intermediate layers")
+
+    def by_name(self) -> dict[str, float]:
+        """All weights."""
+        return self.model_dump()
+
+
+class DynamicScaling(Section):
+    """Weights that follow the parts' magnitudes, so that each contributes its share."""
+
+    shares: Scales = Field(Scales(), description="each part's share of the total")
+    ema: Annotated[Number, Field(ge=0, lt=1)] = Field(
+        0.99, description="decay of the running magnitudes"
+    )
+    max_weight: Annotated[Number, Field(ge=1, allow_inf_nan=False)] = Field(
+        100.0, description="a weight's bound, in multiples of its share"
+    )
+
+
+class LossScaling(Section):
+    """Free weights for the parts; when enabled it replaces ``kd_ratio``."""
+
+    enabled: bool = Field(False, description="whether it replaces kd_ratio")
+    manual_scales: Scales = Field(Scales(), description="fixed weights")
+    dynamic: DynamicScaling | None = Field(None, description="weights that follow magnitudes")
+
+
+class LayerProjection(Section):
+    """When a student layer gets a linear map to the teacher's width."""
+
+    mode: Literal["auto", "always", "never"] = Field(
+        "auto", description="auto: where widths differ and the loss needs equal ones"
+    )
+    lr: Annotated[Number, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        None, description="the maps' learning rate; null: the optimizer's"
+    )
+
+
+class TokenScope(Section):
+    """The positions that count for a part: with a target, or all that are no padding."""
+
+    kd: Positions = Field("labels", description="of the teacher's distribution")
+    ir: Positions | dict[str, Positions] = Field(
+        "labels", description="of the intermediate layers, for each stack where there are several"
+    )
+
+
+class CacheSettings(Section):
+    """What kd_cache_teacher keeps of the teacher's answers."""
+
+    logits: Literal["hidden", "top_k", "none"] = Field(
+        "hidden", description="final hidden states, the most probable tokens, or nothing"
+    )
+    k: AtLeastOne = Field(64, description="tokens that top_k keeps of each position")
+    log_probs: Literal["fp32", "fp16"] = Field("fp32", description="type of top_k's numbers")
+    teacher: str | None = Field(None, description="the name of the one of several teachers")
+    shard_mb: AtLeastOne = Field(256, description="size of a file")
+
+
+class NamedTeacher(Section):
+    """One of several teachers, in memory or from a cache."""
+
+    model: Component = Field(None, description="the frozen teacher")
+    checkpointer: Component = Field(None, description="reads it")
+    quantization: ComponentOrName = Field(None, description="as teacher_quantization")
+    cache: str | None = Field(None, description="what kd_cache_teacher has made of it")
+    weight: Weight = Field(1.0, description="its part of the average")
