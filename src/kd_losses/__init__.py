@@ -11,7 +11,13 @@ from kd_losses.chunked.head import Head
 from kd_losses.chunked.linear import LinearKDLoss, LinearKDOutput
 from kd_losses.chunked.rows import Projected, Rows
 from kd_losses.chunked.sums import RowSums, Scoped, chunked_sums
-from kd_losses.chunked.terms import CrossEntropy, Divergence, RowTerm, TopOneAgreement
+from kd_losses.chunked.terms import (
+    CrossEntropy,
+    Divergence,
+    KeptFavourites,
+    RowTerm,
+    TopOneAgreement,
+)
 from kd_losses.divergences.alpha_beta import AlphaBetaLoss
 from kd_losses.divergences.base import KDLoss
 from kd_losses.divergences.bild import BiLDLoss
@@ -27,6 +33,8 @@ from kd_losses.divergences.symmetric_kl import SymmetricKLLoss
 from kd_losses.divergences.topk_kl import TopKKLLoss
 from kd_losses.divergences.tv_distance import TVDistanceLoss
 from kd_losses.divergences.uld import ULDLoss
+from kd_losses.reads import Reads
+from kd_losses.top_k import TopK
 
 __all__ = [
     "AlphaBetaLoss",
@@ -41,11 +49,13 @@ __all__ = [
     "JSDistanceLoss",
     "JSDistanceWithChunkedOutputLoss",
     "KDLoss",
+    "KeptFavourites",
     "LinearKDLoss",
     "LinearKDOutput",
     "NKDLoss",
     "NormKDLoss",
     "Projected",
+    "Reads",
     "ReverseKLLoss",
     "ReverseKLWithChunkedOutputLoss",
     "RowSums",
@@ -58,6 +68,7 @@ __all__ = [
     "SymmetricKLWithChunkedOutputLoss",
     "TVDistanceLoss",
     "TVDistanceWithChunkedOutputLoss",
+    "TopK",
     "TopKKLLoss",
     "TopOneAgreement",
     "ULDLoss",

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from kd_losses.chunked.chunk_size import tile_rows
 from kd_losses.chunked.rows import Projected, Rows
+from kd_losses.chunked.sides import Chunk
 from kd_losses.chunked.tile import Tile, Weighted, add_sums, add_sums_and_grad_
-from kd_losses.divergences.base import upcast
+from kd_losses.functional import upcast
 
 
 @dataclass
@@ -97,12 +98,12 @@ class ChunkedPass:
             teacher_buffer = self.teacher.new_buffer(rows)
         for segment, positions in chunks:
             student_CV = self.student.product_(positions, student_buffer)
-            teacher_CV = None
+            teacher = None
             if segment.needs_teacher and self.teacher is not None:
-                teacher_CV = self.teacher.product_(positions, teacher_buffer)
+                teacher = self.teacher.chunk_(positions, teacher_buffer)
             with_grad = result.with_grad and segment.trains
             labels = self.labels[positions]
-            self._add_sums_(result, segment.terms, student_CV, teacher_CV, labels, with_grad)
+            self._add_sums_(result, segment.terms, student_CV, teacher, labels, with_grad)
             if with_grad:
                 self._add_gradients(result, student_CV, positions)
         return result
@@ -129,7 +130,7 @@ class ChunkedPass:
         result: PassResult,
         terms: list[Weighted],
         student_CV: Tensor,
-        teacher_CV: Tensor | None,
+        teacher: Chunk | None,
         labels: Tensor,
         with_grad: bool,
     ) -> None:
@@ -139,10 +140,8 @@ class ChunkedPass:
             part = slice(start, start + rows)
             student_RV = student_CV[part]
             student = self.student.finish_(upcast(student_RV))
-            teacher = None
-            if teacher_CV is not None and self.teacher is not None:
-                teacher = self.teacher.finish_(teacher_CV[part].to(student.dtype))
-            tile = Tile(student, teacher, labels[part])
+            side = None if teacher is None else teacher.tile(part, student.dtype)
+            tile = Tile(student, side, labels[part])
             if not with_grad:
                 add_sums(result.sums, terms, tile)
                 continue

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kd_losses.divergences.base import upcast
+from kd_losses.functional import upcast
 
 
 class Head(NamedTuple):

@@ -4,16 +4,18 @@ Shape suffixes: N tokens, C tokens of one chunk, R rows of a tile, D width, V vo
 """
 
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from kd_losses.chunked.head import Head
+from kd_losses.chunked.sides import Chunk, Dense
+from kd_losses.reads import Reads
 
 
 class Rows(Protocol):
-    """One model's logits for N tokens."""
+    """One model's word on N tokens."""
 
     @property
     def vocab_size(self) -> int:
@@ -28,8 +30,18 @@ class Rows(Protocol):
     def cut(self, vocab_size: int) -> Self:
         """Return the same with the first ``vocab_size`` ids only."""
 
+    def missing(self, reads: Reads) -> str:
+        """Return what a loss reads that they lack and what to do about it; "" if nothing."""
+
     def new_buffer(self, rows: int) -> Tensor:
-        """Allocate room for the logits of ``rows`` tokens."""
+        """Allocate what `chunk_` needs for ``rows`` tokens."""
+
+    def chunk_(self, positions: Tensor, buffer: Tensor) -> Chunk:
+        """Return what the tokens at ``positions`` say; it may lie in the buffer."""
+
+
+class LogitRows(Rows, Protocol):
+    """Rows that are logits."""
 
     def product_(self, positions: Tensor, buffer_CV: Tensor) -> Tensor:
         """Put what becomes the logits of the tokens at ``positions`` into the buffer's first rows.
@@ -39,6 +51,17 @@ class Rows(Protocol):
 
     def finish_(self, product_RV: Tensor) -> Tensor:
         """Turn a tile of that, in the type of the loss arithmetic, into logits; in place."""
+
+
+class LogitChunk(NamedTuple):
+    """A chunk of logits that are finished tile by tile."""
+
+    rows: LogitRows
+    products: Tensor
+
+    def tile(self, part: slice, dtype: torch.dtype) -> Dense:
+        """Return logits, in the products' memory where that has their type."""
+        return Dense(self.rows.finish_(self.products[part].to(dtype)))
 
 
 @dataclass(frozen=True)
@@ -88,11 +111,19 @@ class Projected:
         """Return it with the first ``vocab_size`` ids only."""
         return replace(self, size=vocab_size)
 
+    def missing(self, reads: Reads) -> str:
+        """Return that nothing is missing."""
+        return ""
+
     def new_buffer(self, rows: int) -> Tensor:
         """Allocate room for the products, in fp32 where the matrix product can return it."""
         weight = self.head.weight
         dtype = torch.float32 if self._widens() else weight.dtype
         return weight.new_empty(rows, self.vocab_size, dtype=dtype)
+
+    def chunk_(self, positions: Tensor, buffer: Tensor) -> LogitChunk:
+        """Multiply, and finish tile by tile."""
+        return LogitChunk(self, self.product_(positions, buffer))
 
     def product_(self, positions: Tensor, buffer_CV: Tensor) -> Tensor:
         """Multiply the tokens at ``positions`` into the first rows of the buffer."""

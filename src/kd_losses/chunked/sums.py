@@ -15,8 +15,7 @@ from kd_losses.chunked.chunked_pass import ChunkedPass, Segment, split_positions
 from kd_losses.chunked.rows import Projected, Rows
 from kd_losses.chunked.terms import RowTerm
 from kd_losses.chunked.tile import Weighted
-from kd_losses.divergences.base import upcast
-from kd_losses.functional import require, shared_vocab_size
+from kd_losses.functional import require, shared_vocab_size, upcast
 
 
 class Scoped(NamedTuple):
@@ -71,7 +70,8 @@ def chunked_sums(
         chunk_size: Tokens projected at a time; ``None`` picks it by vocabulary, device and memory.
 
     Raises:
-        ValueError: if shapes, vocabularies or labels do not fit together.
+        ValueError: if shapes, vocabularies or labels do not fit together, or a term reads what the
+            teacher's rows do not have.
     """
     _check_shapes(student, teacher, labels, terms)
     weight, bias = student.head.weight, student.head.bias
@@ -81,6 +81,9 @@ def chunked_sums(
         if teacher is None:
             raise ValueError(f"{type(used[0]).__name__} needs the teacher's rows")
         theirs = teacher.ready()
+        for term in used:
+            if missing := theirs.missing(term.reads):
+                raise ValueError(f"{term} {missing}")
         if any(term.shares_vocabulary for term in used):
             shared = shared_vocab_size(own.vocab_size, theirs.vocab_size)
             own, theirs = own.cut(shared), theirs.cut(shared)

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from kd_losses.divergences.base import KDLoss
-from kd_losses.functional import at_target, require, value_and_grad
+from kd_losses.functional import at_target, require, topk_indices, value_and_grad
+from kd_losses.reads import WHOLE, Reads
+from kd_losses.top_k import TopK
 
 
 class RowTerm:
@@ -26,6 +28,14 @@ class RowTerm:
     shares_vocabulary: bool = True
     observed: bool = False
     on_labels: ClassVar[bool] = False
+
+    def __str__(self) -> str:
+        return type(self).__name__
+
+    @property
+    def reads(self) -> Reads:
+        """What of the teacher's rows it reads, if it reads any."""
+        return WHOLE
 
     def per_token(
         self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor
@@ -47,6 +57,16 @@ class RowTerm:
         The callee may overwrite both logits.
         """
         return value_and_grad(self.per_token, student_logits, teacher_logits, labels, weight)
+
+    def per_token_top_k(self, student_logits: Tensor, teacher: TopK, labels: Tensor) -> Tensor:
+        """Return `per_token` from what was kept of the teacher, where that is what it `reads`."""
+        raise NotImplementedError
+
+    def per_token_top_k_and_grad(
+        self, student_logits: Tensor, teacher: TopK, labels: Tensor, weight: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return that and its weighted gradient; the callee may overwrite the student's logits."""
+        return value_and_grad(self.per_token_top_k, student_logits, teacher, labels, weight)
 
     @property
     def distribution(self) -> "KDLoss | None":
@@ -83,6 +103,14 @@ class Divergence(RowTerm):
         self.kd_loss = kd_loss
         self.shares_vocabulary = kd_loss.shares_vocabulary
 
+    def __str__(self) -> str:
+        return type(self.kd_loss).__name__
+
+    @property
+    def reads(self) -> Reads:
+        """What the divergence reads."""
+        return self.kd_loss.reads
+
     def per_token(
         self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor
     ) -> Tensor:
@@ -97,6 +125,16 @@ class Divergence(RowTerm):
         assert teacher_logits is not None
         return self.kd_loss.per_token_and_grad(student_logits, teacher_logits, labels, weight)
 
+    def per_token_top_k(self, student_logits: Tensor, teacher: TopK, labels: Tensor) -> Tensor:
+        """Return it from what was kept of the teacher."""
+        return self.kd_loss.per_token_top_k(student_logits, teacher, labels)
+
+    def per_token_top_k_and_grad(
+        self, student_logits: Tensor, teacher: TopK, labels: Tensor, weight: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return that with its closed form's gradient, where there is one."""
+        return self.kd_loss.per_token_top_k_and_grad(student_logits, teacher, labels, weight)
+
     @property
     def distribution(self) -> KDLoss | None:
         """The divergence, if it is of plain log-probabilities."""
@@ -108,6 +146,7 @@ class TopOneAgreement(RowTerm):
 
     needs_teacher = True
     observed = True
+    reads = Reads()
 
     def per_token(
         self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor
@@ -116,3 +155,39 @@ class TopOneAgreement(RowTerm):
         assert teacher_logits is not None
         same = student_logits.argmax(-1) == teacher_logits.argmax(-1)
         return same.to(student_logits.dtype)
+
+    def per_token_top_k(self, student_logits: Tensor, teacher: TopK, labels: Tensor) -> Tensor:
+        """Return whether the two agree on every row."""
+        return (student_logits.argmax(-1) == teacher.ids[:, 0]).to(student_logits.dtype)
+
+
+class KeptFavourites(RowTerm):
+    """The share of the student's ``top_k`` ids that were kept of the teacher; 1 of a whole one.
+
+    Where an id was not kept, `BiLDLoss` only knows that it is one of the others.
+
+    Args:
+        top_k: how many.
+
+    Raises:
+        ValueError: if ``top_k`` is below 1.
+    """
+
+    needs_teacher = True
+    observed = True
+    reads = Reads()
+
+    def __init__(self, top_k: int = 8) -> None:
+        require(top_k >= 1, "top_k", top_k, "at least 1")
+        self.top_k = top_k
+
+    def per_token(
+        self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor
+    ) -> Tensor:
+        """Return 1 for every row."""
+        return torch.ones_like(student_logits[:, 0])
+
+    def per_token_top_k(self, student_logits: Tensor, teacher: TopK, labels: Tensor) -> Tensor:
+        """Return the share of every row."""
+        kept = teacher.holds(topk_indices(student_logits, self.top_k, ordered=False))
+        return kept.to(student_logits.dtype).mean(-1)

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kd_losses.chunked.sides import Side
 from kd_losses.chunked.terms import RowTerm
-from kd_losses.divergences.distribution import DistributionLoss, log_softmax_backward_
-from kd_losses.functional import at_target
+from kd_losses.divergences.distribution import DistributionLoss
+from kd_losses.functional import add_at_, at_target
 
 
 class Weighted(NamedTuple):
@@ -23,17 +24,34 @@ class Weighted(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Rows: the student's logits ``[R, V]``, the teacher's or ``None``, and labels ``[R]``."""
+    """Rows: the student's logits ``[R, V]``, the teacher's side or ``None``, and labels ``[R]``."""
 
     student: Tensor
-    teacher: Tensor | None
+    teacher: Side | None
     labels: Tensor
+
+    def per_token(self, term: RowTerm) -> Tensor:
+        """Return a term of every row."""
+        if self.teacher is None or not term.needs_teacher:
+            return term.per_token(self.student, None, self.labels)
+        return self.teacher.per_token(term, self.student, self.labels)
+
+    def per_token_and_grad_(self, term: RowTerm, weight: float) -> tuple[Tensor, Tensor]:
+        """Return that and its weighted gradient ``[R, V]``; the tile may be overwritten."""
+        if self.teacher is None or not term.needs_teacher:
+            return term.per_token_and_grad(self.student, None, self.labels, weight)
+        return self.teacher.per_token_and_grad(term, self.student, self.labels, weight)
+
+    def copy(self) -> "Tile":
+        """Return it in memory of its own."""
+        teacher = None if self.teacher is None else self.teacher.copy()
+        return Tile(self.student.clone(), teacher, self.labels)
 
 
 def add_sums(sums: list[Tensor], terms: Sequence[Weighted], tile: Tile) -> None:
     """Add every term's sum over the tile."""
     for place, term, _ in terms:
-        sums[place] += term.per_token(*tile).sum()
+        sums[place] += tile.per_token(term).sum()
 
 
 def add_sums_and_grad_(sums: list[Tensor], terms: Sequence[Weighted], tile: Tile) -> Tensor:
@@ -55,7 +73,7 @@ def add_sums_and_grad_(sums: list[Tensor], terms: Sequence[Weighted], tile: Tile
         return tile.student.zero_() if grad is None else grad
     weight = labelled.weight
     grad = q_RV.mul_(weight) if grad is None else grad.add_(q_RV, alpha=weight)
-    return _add_at_labels_(grad, tile.labels, -weight)
+    return add_at_(grad, tile.labels, -weight)
 
 
 def _shared_softmax_(
@@ -63,12 +81,11 @@ def _shared_softmax_(
 ) -> Tensor:
     """Cross-entropy and a divergence of the same log q: one softmax and its backward serve both."""
     assert tile.teacher is not None
-    log_p, log_q = tile.teacher.log_softmax(-1), tile.student.log_softmax(-1)
-    sums[labelled.place] += -at_target(log_q, tile.labels).sum()
-    value, slope = loss.divergence_and_slope(log_p, log_q, soft.weight)
-    _add_at_labels_(slope, tile.labels, -labelled.weight)
+    log_p, student = tile.teacher.log_p(), tile.teacher.categories(tile.student)
+    sums[labelled.place] += student.nll(tile.labels).sum()
+    value, slope = loss.divergence_and_slope(log_p, student.log_q, soft.weight)
     sums[soft.place] += value.sum()
-    return log_softmax_backward_(slope, log_q, out=tile.student)
+    return student.backward_(slope, tile.labels, labelled.weight)
 
 
 def _soft_grad_(sums: list[Tensor], soft: Sequence[Weighted], tile: Tile) -> Tensor | None:
@@ -76,16 +93,11 @@ def _soft_grad_(sums: list[Tensor], soft: Sequence[Weighted], tile: Tile) -> Ten
     grad = None
     for number, (place, term, weight) in enumerate(soft, start=1):
         # Each may overwrite what it is given; the last one gets the tile's own memory.
-        given = tile if number == len(soft) else _copy(tile)
-        value, one = term.per_token_and_grad(*given, weight)
+        given = tile if number == len(soft) else tile.copy()
+        value, one = given.per_token_and_grad_(term, weight)
         sums[place] += value.sum()
         grad = one if grad is None else grad.add_(one)
     return grad
-
-
-def _copy(tile: Tile) -> Tile:
-    teacher = None if tile.teacher is None else tile.teacher.clone()
-    return Tile(tile.student.clone(), teacher, tile.labels)
 
 
 def _nll_and_probs(student_RV: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,7 +107,3 @@ def _nll_and_probs(student_RV: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     # for the exponential of log q.
     logsumexp = student_RV.amax(-1) - q_RV.amax(-1).log()
     return (logsumexp - at_target(student_RV, labels)).sum(), q_RV
-
-
-def _add_at_labels_(x_RV: Tensor, labels: Tensor, value: float) -> Tensor:
-    return x_RV.scatter_(-1, labels.unsqueeze(-1), value, reduce="add")

@@ -6,7 +6,6 @@ Shape suffixes: N tokens, V vocabulary.
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from kd_losses.functional import (
@@ -14,13 +13,11 @@ from kd_losses.functional import (
     drop_excluded,
     exclude,
     require,
+    upcast,
     value_and_grad,
 )
-
-
-def upcast(x: Tensor) -> Tensor:
-    """Return ``x`` in the type of the loss arithmetic: float64 stays, everything else is fp32."""
-    return x if x.dtype == torch.float64 else x.float()
+from kd_losses.reads import WHOLE, Reads
+from kd_losses.top_k import TopK
 
 
 class KDLoss(nn.Module, ABC):
@@ -29,6 +26,9 @@ class KDLoss(nn.Module, ABC):
     A subclass defines `per_token`. Gradients come from autograd unless it also overrides
     `per_token_and_grad`. A divergence between the two softmaxes is shorter to write as a
     `DistributionLoss`.
+
+    One that can be computed from the teacher's most probable ids alone also defines `reads` and
+    `per_token_top_k`; all others are refused where only these were kept.
 
     Args:
         temperature: both sides' logits are divided by it; the loss is not multiplied by its square.
@@ -46,9 +46,16 @@ class KDLoss(nn.Module, ABC):
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        # A closed form belongs to the definition next to it, never to one that replaced it.
-        if "per_token" in vars(cls) and "per_token_and_grad" not in vars(cls):
+        # What follows from a definition belongs to it, never to one that replaced it.
+        own = vars(cls)
+        if "per_token" in own and "per_token_and_grad" not in own:
             cls.per_token_and_grad = KDLoss.per_token_and_grad  # type: ignore[method-assign]
+        if "per_token" in own and "reads" not in own:
+            cls.reads = KDLoss.reads  # type: ignore[method-assign]
+        if "per_token_top_k" in own and "per_token_top_k_and_grad" not in own:
+            cls.per_token_top_k_and_grad = (  # type: ignore[method-assign]
+                KDLoss.per_token_top_k_and_grad
+            )
 
     def __init__(self, *, temperature: float = 1.0, ignore_index: int = -100) -> None:
         super().__init__()
@@ -60,6 +67,11 @@ class KDLoss(nn.Module, ABC):
     def uses_plain_log_probs(self) -> bool:
         """Whether it is a function of the log-softmaxes of the very logits, as cross-entropy is."""
         return False
+
+    @property
+    def reads(self) -> Reads:
+        """What of the teacher's rows it reads."""
+        return WHOLE
 
     @abstractmethod
     def per_token(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
@@ -80,6 +92,25 @@ class KDLoss(nn.Module, ABC):
         An override with a closed form folds the weight into a pass that it makes anyway.
         """
         return value_and_grad(self.per_token, student_logits, teacher_logits, labels, weight)
+
+    def per_token_top_k(self, student_logits: Tensor, teacher: TopK, labels: Tensor) -> Tensor:
+        """Return the loss of every token ``[N]`` from what was kept of the teacher.
+
+        Args:
+            student_logits: ``[N, V]``, as for `per_token`.
+            teacher: N rows that have what it `reads`.
+            labels: ``[N]``.
+        """
+        raise NotImplementedError
+
+    def per_token_top_k_and_grad(
+        self, student_logits: Tensor, teacher: TopK, labels: Tensor, weight: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return `per_token_top_k`, and ``weight`` times its gradient w.r.t. the student's logits.
+
+        The callee may overwrite the student's logits.
+        """
+        return value_and_grad(self.per_token_top_k, student_logits, teacher, labels, weight)
 
     def forward(
         self,

@@ -6,6 +6,8 @@ from torch import Tensor
 from kd_losses.divergences.base import KDLoss
 from kd_losses.divergences.forward_kl import kl
 from kd_losses.functional import require, topk_indices
+from kd_losses.reads import Reads
+from kd_losses.top_k import TopK
 
 
 class BiLDLoss(KDLoss):
@@ -14,6 +16,11 @@ class BiLDLoss(KDLoss):
     Teacher-led: take the teacher's ``top_k`` ids, largest first, all differences ``z_i − z_j`` with
     i before j of teacher and of student logits at these ids, and the KL between the softmaxes of
     the two sets of differences. Student-led: the same at the student's ``top_k`` ids.
+
+    Of a teacher that was kept as its ``top_k`` or more most probable ids (`TopK`), the teacher-led
+    half is the same. The student-led half is where they include the student's ids; a logit that was
+    not kept is taken to be ``log rest − log(V − K)``, the others' mass spread evenly, which makes
+    all that were not kept equal. `KeptFavourites` measures how many of the student's ids were kept.
 
     Args:
         top_k: how many ids each side contributes; all of them if the vocabulary is smaller.
@@ -37,14 +44,35 @@ class BiLDLoss(KDLoss):
         ids = self._ids(student_logits.detach(), teacher_logits)
         return self._of_chosen(student_logits.gather(-1, ids), teacher_logits.gather(-1, ids))
 
+    @property
+    def reads(self) -> Reads:
+        """The teacher's ``top_k`` ids, and the mass of the others at temperature 1."""
+        return Reads(top_k=self.top_k, temperature=1.0)
+
+    def per_token_top_k(self, student_logits: Tensor, teacher: TopK, labels: Tensor) -> Tensor:
+        """Return the loss of every token."""
+        ids, chosen = self._kept(student_logits.detach(), teacher)
+        return self._of_chosen(student_logits.gather(-1, ids), chosen)
+
     def per_token_and_grad(
         self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, weight: float
     ) -> tuple[Tensor, Tensor]:
         """Return `per_token` and its weighted gradient, which autograd sees only at the ids."""
         ids = self._ids(student_logits, teacher_logits)
+        return self._with_grad_(student_logits, ids, teacher_logits.gather(-1, ids), weight)
+
+    def per_token_top_k_and_grad(
+        self, student_logits: Tensor, teacher: TopK, labels: Tensor, weight: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return `per_token_top_k` and its weighted gradient."""
+        return self._with_grad_(student_logits, *self._kept(student_logits, teacher), weight)
+
+    def _with_grad_(
+        self, student_logits: Tensor, ids: Tensor, teacher_chosen: Tensor, weight: float
+    ) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             chosen = student_logits.detach().gather(-1, ids).requires_grad_()
-            loss = self._of_chosen(chosen, teacher_logits.gather(-1, ids))
+            loss = self._of_chosen(chosen, teacher_chosen)
             (grad,) = torch.autograd.grad(loss, chosen, torch.full_like(loss, weight))
         # An id that both sides chose appears twice and collects both gradients.
         return loss.detach(), student_logits.zero_().scatter_add_(-1, ids, grad)
@@ -53,6 +81,13 @@ class BiLDLoss(KDLoss):
         """Return the teacher's ``top_k`` ids, then the student's, ``[N, 2K]``."""
         sides = teacher_logits, student_logits
         return torch.cat([topk_indices(side, self.top_k) for side in sides], dim=-1)
+
+    def _kept(self, student_logits: Tensor, teacher: TopK) -> tuple[Tensor, Tensor]:
+        """Return the same ids and what is known of the teacher's logits at these, ``[N, 2K]``."""
+        student_led = topk_indices(student_logits, self.top_k)
+        led = teacher.log_probs_at(student_led)
+        ids = torch.cat([teacher.ids[:, : self.top_k], student_led], dim=-1)
+        return ids, torch.cat([teacher.log_probs[:, : self.top_k], led], dim=-1)
 
     def _of_chosen(self, student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         """Return the loss of every token from the logits at its ids ``[N, 2K]``."""

@@ -1,6 +1,6 @@
 """Divergences that depend on the two probability distributions alone.
 
-Shape suffixes: N tokens, V vocabulary.
+Shape suffixes: N tokens, V vocabulary, K ids kept.
 """
 
 from abc import abstractmethod
@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from kd_losses.divergences.base import KDLoss
+from kd_losses.divergences.categories import KeptIds, kept_log_probs
+from kd_losses.functional import log_softmax_backward_
+from kd_losses.reads import Reads
+from kd_losses.top_k import TopK
 
 
 class DistributionLoss(KDLoss):
@@ -16,6 +20,12 @@ class DistributionLoss(KDLoss):
 
     A subclass defines `divergence`. It may override `divergence_and_slope` where a closed form
     takes fewer passes over the vocabulary than autograd.
+
+    Of a teacher whose K most probable ids A were kept (`TopK`), it is D between two distributions
+    over K + 1 categories, the ids of A and all others together: ``p = (p_i for i in A, p_B)`` and
+    ``q = (q_i for i in A, q_B)`` with ``p_B = Σ_{j∉A} p_j`` and ``q_B = Σ_{j∉A} q_j``, each at the
+    temperature. The student's mass outside of A is thus held to the teacher's, but not how it is
+    spread. Merging categories never makes an f-divergence larger; K = V is the whole D.
     """
 
     def __init_subclass__(cls) -> None:
@@ -30,9 +40,17 @@ class DistributionLoss(KDLoss):
         """Whether log p and log q are log-softmaxes of the very logits, as for cross-entropy."""
         return self.temperature == 1 and type(self).per_token is DistributionLoss.per_token
 
+    @property
+    def reads(self) -> Reads:
+        """Any number of ids, and the mass of the others at its temperature."""
+        return Reads(temperature=self.temperature)
+
     @abstractmethod
     def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """Return D(p, q) of every token ``[N]`` from fp32 log-probabilities ``[N, V]``."""
+        """Return D(p, q) of every token ``[N]`` from fp32 log-probabilities ``[N, V]``.
+
+        Of a teacher that was kept as its most probable ids they are ``[N, K + 1]``.
+        """
 
     def divergence_and_slope(
         self, log_p: Tensor, log_q: Tensor, weight: float | Tensor
@@ -70,16 +88,18 @@ class DistributionLoss(KDLoss):
         loss, slope = self.divergence_and_slope(log_p, log_q, weight / self.temperature)
         return loss, log_softmax_backward_(slope, log_q, out=student_logits)
 
+    def per_token_top_k(self, student_logits: Tensor, teacher: TopK, labels: Tensor) -> Tensor:
+        """Return the loss of every token between what was kept and all others together."""
+        log_q = kept_log_probs(student_logits / self.temperature, teacher.ids)
+        return self.divergence(teacher.log_p(self.temperature), log_q)
 
-def log_softmax_backward_(slope: Tensor, log_q: Tensor, out: Tensor) -> Tensor:
-    """Return the gradient w.r.t. the logits, ``slope − q·Σ slope``; overwrites ``log_q``.
-
-    Neither this nor the log-softmax before it writes where it reads: torch says so only of methods
-    that end in ``_``. It costs about one percent of the loss stage's time.
-
-    Args:
-        slope: ``[N, V]``.
-        log_q: ``[N, V]``.
-        out: ``[N, V]``, takes the gradient; none of the others.
-    """
-    return torch.addcmul(slope, log_q.exp_(), slope.sum(-1, keepdim=True), value=-1, out=out)
+    def per_token_top_k_and_grad(
+        self, student_logits: Tensor, teacher: TopK, labels: Tensor, weight: float
+    ) -> tuple[Tensor, Tensor]:
+        """Return `per_token_top_k` and its weighted gradient in the student logits' memory."""
+        if self.temperature != 1:
+            student_logits.div_(self.temperature)
+        student = KeptIds(student_logits, teacher.ids)
+        log_p = teacher.log_p(self.temperature)
+        loss, slope = self.divergence_and_slope(log_p, student.log_q, weight / self.temperature)
+        return loss, student.backward_(slope)

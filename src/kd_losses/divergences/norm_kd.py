@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from kd_losses.divergences.distribution import log_softmax_backward_
 from kd_losses.divergences.forward_kl import kl, kl_and_slope
 from kd_losses.divergences.normalized import NormalizedLoss
+from kd_losses.functional import log_softmax_backward_
 
 
 class NormKDLoss(NormalizedLoss):

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_losses.divergences.distribution import DistributionLoss
+from kd_losses.reads import WHOLE, Reads
 
 
 class ULDLoss(DistributionLoss):
@@ -17,6 +18,11 @@ class ULDLoss(DistributionLoss):
     """
 
     shares_vocabulary = False
+
+    @property
+    def reads(self) -> Reads:
+        """Every probability: none of those that it sorts may stand for many."""
+        return WHOLE
 
     def divergence(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Return the distance of every token; ``log_p`` and ``log_q`` may differ in width."""
