@@ -16,7 +16,7 @@ from torchtune.data import CROSS_ENTROPY_IGNORE_IDX
 
 from kd_analysis.probe.analyze import analyze
 from kd_analysis.report.runs import analysis_of_run
-from kd_config.check import check_config, typed
+from kd_config.check import check_config
 from kd_config.command_line import run_main
 from kd_config.components import check_component, component
 from kd_data.samples import build_dataset

@@ -24,7 +24,7 @@ BELOW = {
 }  # fmt: skip
 FILES = sorted(SOURCE.rglob("*.py"))
 # What turns a config into a run, and starts it.
-MAY_READ_THE_CONFIG = {"prepare.py", "start.py", "many_devices.py"}
+MAY_READ_THE_CONFIG = {"prepare.py", "start.py", "many_devices.py", "cache_teacher.py"}
 LOOP = ("train", "loop", "step", "validation", "saving", "objective/objective")
 
 

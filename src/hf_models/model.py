@@ -1,6 +1,7 @@
 """What a model can do for a distillation, whoever has written its layers."""
 
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -135,6 +136,9 @@ class Model(Protocol):
 
     def train_adapter(self) -> bool:
         """Leave its adapter trainable and nothing else; False, and all as it is, without one."""
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """While it lasts, the model is what it was before its adapter: forward and head."""
 
     def complete_state(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All that its state dict holds, each in its parameter's dtype.

@@ -4,7 +4,7 @@ Shapes: B samples, S positions of the student, T of a teacher with a tokenizer o
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,8 @@ class Batch:
         teacher: What a teacher with another tokenizer reads; None where it reads the same.
         kept: What was kept of a teacher's answers about these documents, by its name in the store;
             None where a teacher is asked anew.
+        routes: [documents] int64, the number of the only teacher of each, -1 for all of them; None
+            where no document has one of its own.
     """
 
     inputs: Mapping[str, Tensor]
@@ -62,6 +64,7 @@ class Batch:
     sample_keys: Tensor
     teacher: TeacherInputs | None = None
     kept: Mapping[str, Tensor] | None = None
+    routes: Tensor | None = None
 
     def teacher_inputs(self) -> Mapping[str, Tensor]:
         """The teacher's keyword arguments: the student's own, unless it has another tokenizer."""
@@ -76,6 +79,10 @@ class Batch:
         if self.teacher is None:
             return hidden
         return torch.take_along_dim(hidden, self.teacher.index.unsqueeze(-1), dim=1)
+
+    def with_kept(self, kept: Mapping[str, Tensor] | None) -> "Batch":
+        """The batch with other `kept` answers."""
+        return replace(self, kept=kept)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """With each tensor replaced by its ``function``; what was one tensor remains one."""
@@ -94,6 +101,7 @@ class Batch:
             once(self.sample_keys),
             None if self.teacher is None else self.teacher.map(once),
             None if self.kept is None else _map(self.kept, once),
+            None if self.routes is None else once(self.routes),
         )
 
     def to(self, device: torch.device) -> "Batch":
@@ -114,6 +122,8 @@ class Batch:
             own = ("labels", "documents", "index")
             named |= {f"teacher.{name}": getattr(self.teacher, name) for name in own}
         named |= {f"kept.{name}": tensor for name, tensor in (self.kept or {}).items()}
+        if self.routes is not None:
+            named["routes"] = self.routes
         first = {id(tensor): name for name, tensor in reversed(named.items())}
         return {name: tensor for name, tensor in named.items() if first[id(tensor)] == name}
 

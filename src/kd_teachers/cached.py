@@ -1,6 +1,5 @@
 """A teacher that has answered already."""
 
-from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -8,9 +7,9 @@ from torch import Tensor
 from hf_models.model import ModelFacts
 from kd_data import Batch
 from kd_losses import Head, Projected, Rows, TopK
+from kd_teachers.signal import FULL, TAPS, TOP_K, Needs, Signal
 from kd_teachers.store.contents import HIDDEN, NONE
 from kd_teachers.store.store import Store
-from kd_teachers.signal import FULL, TAPS, TOP_K, Needs, Signal
 from kd_teachers.teacher import Member, Places
 
 
@@ -45,21 +44,13 @@ class Cached:
         layers = sorted(needs.taps - {(tap.stack, tap.layer) for tap in kept.taps})
         if layers:
             stack, layer = layers[0]
-            return f"the output of the teacher's {stack} layer {layer}, which {where} has not; {again}"
+            return (
+                f"the output of the teacher's {stack} layer {layer}, which {where} has not; {again}"
+            )
         if not needs.distribution or kept.logits == HIDDEN:
             return None
-        if needs.top_k > kept.k:
-            return (
-                f"the teacher's {needs.top_k} most probable tokens, but {where} keeps {kept.k}; "
-                f"make another with cache.k={needs.top_k}"
-            )
-        hot = sorted(needs.temperatures - set(kept.temperatures))
-        if hot and kept.k < kept.vocabulary:
-            return (
-                f"the mass of the tokens that are not kept at temperature {hot[0]:g}, but {where} "
-                f"has it at {', '.join(f'{t:g}' for t in kept.temperatures) or 'none'}; {again}"
-            )
-        return None
+        missing = [r.missing(kept.k, kept.temperatures, kept.vocabulary) for r in needs.reads]
+        return next((f"more than {where} keeps: it {one}" for one in missing if one), None)
 
     def members(self) -> dict[str, Member]:
         """The model that has answered."""
@@ -82,7 +73,7 @@ class Cached:
 
     def read_ahead(self, batch: Batch) -> Batch:
         """The batch with what is kept of its documents."""
-        return replace(batch, kept=self.store.read(batch))
+        return batch.with_kept(self.store.read(batch))
 
     def signal(self, batch: Batch, needs: Needs) -> Signal:
         """What was kept, where the run lives."""

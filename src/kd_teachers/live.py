@@ -8,8 +8,8 @@ from hf_models.model import Model, ModelFacts
 from kd_data import Batch
 from kd_losses import Projected
 from kd_teachers.reading import read
-from kd_teachers.store.store import Store
 from kd_teachers.signal import FULL, TAPS, TOP_K, Needs, Signal
+from kd_teachers.store.store import Store
 from kd_teachers.teacher import Member, Places
 
 

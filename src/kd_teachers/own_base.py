@@ -5,8 +5,8 @@ import torch
 from hf_models.model import Model, ModelFacts
 from kd_data import Batch
 from kd_teachers.live import answer
-from kd_teachers.store.store import Store
 from kd_teachers.signal import FULL, TAPS, TOP_K, Needs, Signal
+from kd_teachers.store.store import Store
 from kd_teachers.teacher import Member, Places
 
 

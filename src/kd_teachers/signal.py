@@ -6,7 +6,7 @@ from typing import NamedTuple, Self
 
 from torch import Tensor
 
-from kd_losses import Rows
+from kd_losses import Reads, Rows
 from layer_mapping.taps import Tap
 
 # Kinds of answers: the whole distribution; its most probable tokens and the mass of all others; the
@@ -21,24 +21,18 @@ class Needs:
     Attributes:
         distribution: Its logits, at every position of the student's.
         taps: (stack, layer) of the outputs.
-        whole: Whether the most probable tokens and the mass of all others are not enough.
-        top_k: The fewest most probable tokens that are enough.
-        temperatures: At which the mass of all others is needed.
+        reads: What of the distribution is read.
     """
 
     distribution: bool = False
     taps: frozenset[Tap] = frozenset()
-    whole: bool = False
-    top_k: int = 1
-    temperatures: frozenset[float] = frozenset()
+    reads: frozenset[Reads] = frozenset()
 
     def __or__(self, other: Self) -> "Needs":
         return Needs(
             self.distribution or other.distribution,
             self.taps | other.taps,
-            self.whole or other.whole,
-            max(self.top_k, other.top_k),
-            self.temperatures | other.temperatures,
+            self.reads | other.reads,
         )
 
     def __bool__(self) -> bool:
@@ -47,7 +41,7 @@ class Needs:
     @property
     def kinds(self) -> set[str]:
         """Their kinds: ``full`` or ``top_k``, ``taps``."""
-        distribution = FULL if self.whole else TOP_K
+        distribution = FULL if any(one.whole for one in self.reads) else TOP_K
         asked = ((distribution, self.distribution), (TAPS, self.taps))
         return {kind for kind, needed in asked if needed}
 

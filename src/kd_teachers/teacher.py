@@ -80,13 +80,12 @@ def check_needs(teacher: Teacher, name: str, needs: Needs) -> None:
         ValueError: If it cannot; the message names the term and what it needs.
     """
     missing = sorted(needs.kinds - teacher.gives)
+    lacking = teacher.lacks(needs)
     if missing:
-        lacking: str | None = (
+        lacking = (
             f"{_WORDS[missing[0]]}, which {type(teacher).__name__} does not give; give {name} the "
             "weight 0, or take another teacher"
         )
-    else:
-        lacking = teacher.lacks(needs)
     if lacking is not None:
         raise ValueError(f"config: {name} needs {lacking}")
 

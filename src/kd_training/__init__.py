@@ -1,6 +1,6 @@
 """The only training loop, and the placements it runs on."""
 
-from kd_training.many_devices import run_sharded
+from kd_training.many_devices import run_cache_teacher, run_sharded
 from kd_training.objective.term import LogitsTerm, Term
 from kd_training.placement.one_device import OneDevice, Placement
 from kd_training.placement.sharded import Sharded
@@ -18,6 +18,7 @@ __all__ = [
     "Term",
     "prepare",
     "run",
+    "run_cache_teacher",
     "run_sharded",
     "train",
 ]

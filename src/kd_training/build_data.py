@@ -1,10 +1,15 @@
 """From the config's datasets to the steps of a run and its held-out measure."""
 
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from hf_models.model import ModelFacts
 from kd_config.schema import RunConfig
+from kd_data import Batch
 from kd_data.loaders import Batching, collate_with, train_source, val_loader
+from kd_data.routing import Routed, named_teachers, with_routes
 from kd_data.samples import build_samples
 from kd_data.sources import DatasetSource
 from kd_training.objective.objective import Objective
@@ -44,8 +49,8 @@ def build_source(
         ValueError: If it cannot be built, or does not fill a step.
     """
     facts = objective.student.facts
-    to_batch = objective.read_ahead(collate_with(facts, *tokenizers, ignore))
-    dataset = build_samples(config.dataset, "dataset", *tokenizers, ignore, facts)
+    to_batch = _to_batch(facts, tokenizers, ignore, objective)
+    dataset = _samples(config, "dataset", tokenizers, ignore, facts)
     batching = Batching(
         batch_size=config.batch_size,
         accumulation=config.gradient_accumulation_steps,
@@ -74,11 +79,33 @@ def build_validator(
         return None
     facts = objective.student.facts
     loader = val_loader(
-        build_samples(config.dataset_val, "dataset_val", *tokenizers, ignore, facts),
+        _samples(config, "dataset_val", tokenizers, ignore, facts),
         config.batch_size_val or config.batch_size,
         placement,
-        objective.read_ahead(collate_with(facts, *tokenizers, ignore)),
+        _to_batch(facts, tokenizers, ignore, objective),
         config.num_workers,
     )
     measured_by = json.dumps([config.plain(_MEASURE), objective.weights], sort_keys=True)
     return Validator(objective, loader, placement, measured_by)
+
+
+def _to_batch(
+    facts: ModelFacts, tokenizers: Tokenizers, ignore: int, objective: Objective
+) -> Callable[..., Batch]:
+    """Makes batches with the routes of their samples, and what is known of the answers."""
+    routed = partial(with_routes, collate_with(facts, *tokenizers, ignore))
+    return objective.read_ahead(routed)
+
+
+def _samples(
+    config: RunConfig, key: str, tokenizers: Tokenizers, ignore: int, facts: ModelFacts
+) -> Any:
+    """The samples of a key, routed where there are several teachers and rows name theirs."""
+    samples = build_samples(getattr(config, key), key, *tokenizers, ignore, facts)
+    if not config.teachers:
+        return samples
+    try:
+        names = named_teachers(samples)
+        return samples if names is None else Routed(samples, names, list(config.teachers))
+    except ValueError as err:
+        raise ValueError(f"config: {key}: {err}") from err

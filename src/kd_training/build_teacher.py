@@ -82,16 +82,21 @@ def _live(config: RunConfig, dtype: torch.dtype) -> Live:
     return _model(
         config,
         dtype,
-        {"teacher_model": config.teacher_model, "teacher_checkpointer": config.teacher_checkpointer},
+        {
+            "teacher_model": config.teacher_model,
+            "teacher_checkpointer": config.teacher_checkpointer,
+        },
         ("teacher_quantization", config.teacher_quantization),
     )
 
 
 def _own_base(student: Model) -> OwnBase:
-    if not any(parameter.requires_grad is False for parameter in student.module.parameters()):
+    frozen = any(not parameter.requires_grad for parameter in student.module.parameters())
+    if not frozen or student.facts.classes is not None:
         raise ValueError(
-            "config: teacher_model is base, but all of the student is trained: there is no adapter "
-            "to switch off; train one with hf_models.lora_decoder, or name a teacher"
+            "config: teacher_model is base, but not only an adapter of the student is trained: "
+            "without it there is no base left; train one with hf_models.lora_decoder or "
+            "hf_models.lora_auto_model (of a classifier the head is trained too), or name a teacher"
         )
     return OwnBase(student)
 
@@ -124,6 +129,4 @@ def _model(
     if untrained:
         raise ValueError(f"config: {checkpointer_key}: {untrained[0]}; a teacher must be trained")
     directory = argument(checkpointer_node, "checkpoint_dir")
-    return Live(
-        model, checkpointer, build.build_quantization(*quantization), model_key, directory
-    )
+    return Live(model, checkpointer, build.build_quantization(*quantization), model_key, directory)

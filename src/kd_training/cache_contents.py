@@ -7,18 +7,21 @@ import torch
 from hf_models.model import Model
 from kd_config.schema import RunConfig
 from kd_teachers.signal import Needs
-from kd_teachers.store.contents import HIDDEN, NONE, TOP_K, Contents, Tapped
+from kd_teachers.store.contents import NONE, TOP_K, Contents, Tapped
 
 _LOG_PROBS = {"fp32": "float32", "fp16": "float16"}
 
 
-def contents_of(config: RunConfig, needs: Needs, model: Model, dtype: torch.dtype) -> Contents:
+def contents_of(
+    config: RunConfig, needs: Needs, model: Model, outputs: int, dtype: torch.dtype
+) -> Contents:
     """What is to be kept.
 
     Args:
         config: A run's config; its ``cache`` says how the distribution is kept.
         needs: What the terms of its loss ask of the teacher.
         model: The teacher, on the meta device.
+        outputs: Number of the student's ids.
         dtype: What it computes in.
 
     Raises:
@@ -38,12 +41,15 @@ def contents_of(config: RunConfig, needs: Needs, model: Model, dtype: torch.dtyp
     vocabulary, width = weight.shape
     top_k: dict[str, Any] = {}
     if kind == TOP_K:
-        _check_favourites(config, needs)
+        # Ids that only the teacher has are nobody's business: padding of its head.
+        vocabulary = min(vocabulary, outputs)
+        temperatures = {one.temperature for one in needs.reads if one.temperature is not None}
         top_k = {
             "k": min(config.cache.k, vocabulary),
-            "temperatures": tuple(sorted({1.0, *needs.temperatures})),
+            "temperatures": tuple(sorted({1.0, *temperatures})),
             "log_probs": _LOG_PROBS[config.cache.log_probs],
         }
+        _check_favourites(needs, vocabulary, **top_k)
     return Contents(
         logits=kind,
         dtype=str(dtype).removeprefix("torch."),
@@ -54,14 +60,12 @@ def contents_of(config: RunConfig, needs: Needs, model: Model, dtype: torch.dtyp
     )
 
 
-def _check_favourites(config: RunConfig, needs: Needs) -> None:
-    if needs.whole:
-        raise ValueError(
-            "config: cache.logits is top_k, but a part of the loss needs the teacher's whole "
-            "distribution; set cache.logits: hidden"
-        )
-    if config.cache.k < needs.top_k:
-        raise ValueError(
-            f"config: cache.k is {config.cache.k}, but a part of the loss needs the "
-            f"{needs.top_k} most probable tokens; set cache.k: {needs.top_k}"
-        )
+def _check_favourites(
+    needs: Needs, vocabulary: int, k: int, temperatures: tuple[float, ...], **_: Any
+) -> None:
+    for reads in needs.reads:
+        if missing := reads.missing(k, temperatures, vocabulary):
+            raise ValueError(
+                f"config: cache.logits is top_k, but a part of the loss {missing}; or set "
+                "cache.logits: hidden"
+            )

@@ -129,7 +129,7 @@ def _prepare(config: RunConfig, placement: Placement) -> tuple[Asking, Manifest]
         config, loss_weights(config), student.facts, lambda: asked.teacher, placement.device, ignore
     )
     needs = _needs(config, parts)
-    contents = contents_of(config, needs, asked.model, dtype)
+    contents = contents_of(config, needs, asked.model, student.facts.outputs, dtype)
     facts = {asked.key: asked.model.facts}
     check_same_task(config, student.facts, facts)
     estimates.check_length(config, student.facts, facts)
@@ -225,9 +225,7 @@ def _head_tensors(asking: Asking, contents: Contents) -> dict[str, Tensor]:
     return found if head.bias is None else found | {"bias": head.bias.detach()}
 
 
-def _keep_head(
-    directory: Path, asking: Asking, manifest: Manifest, placement: Placement
-) -> None:
+def _keep_head(directory: Path, asking: Asking, manifest: Manifest, placement: Placement) -> None:
     """Write the head once, whole, whatever ranks hold of it."""
     tensors = _head_tensors(asking, manifest.contents)
     whole = {name: full(tensor) for name, tensor in tensors.items()}

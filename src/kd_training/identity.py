@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 
 from kd_config.components import argument
 from kd_config.schema import RunConfig
-from kd_training.placement.one_device import Placement
 from kd_teachers.store.identity import Identity, tokenizer_hashes, weight_hashes
+from kd_training.placement.one_device import Placement
 
 BASE = "base"  # the teacher that the student itself is, without its adapter
 # Of a model's arguments, those that say where it is, or how long a text it may be given.

@@ -1,5 +1,6 @@
 """A run on the ranks of a launcher."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 
 import torch.distributed as dist
@@ -7,8 +8,9 @@ from omegaconf import DictConfig
 from torchtune import training
 
 from kd_config.check import check_config
+from kd_training.cache_teacher import cache_teacher
 from kd_training.placement.launcher import last_words
-from kd_training.placement.one_device import find_device
+from kd_training.placement.one_device import OneDevice, Placement, find_device
 from kd_training.placement.sharded import Sharded
 from kd_training.start import run
 
@@ -46,6 +48,18 @@ def run_sharded(cfg: DictConfig) -> None:
             "kd_distributed needs the launcher: tune run --nproc_per_node N kd_distributed "
             "--config …; for one device use kd_single_device"
         )
+    _on_ranks(cfg, run)
+
+
+def run_cache_teacher(cfg: DictConfig) -> None:
+    """Keep a teacher's answers, on one device or on every rank that the launcher started."""
+    if dist.is_torchelastic_launched():
+        _on_ranks(cfg, cache_teacher)
+    else:
+        cache_teacher(cfg, OneDevice(check_config(cfg).device))
+
+
+def _on_ranks(cfg: DictConfig, work: Callable[[DictConfig, Placement], None]) -> None:
     with ExitStack() as after_last_words, last_words():
         cfg = check_config(cfg)
         device = find_device(cfg.device).type
@@ -53,4 +67,4 @@ def run_sharded(cfg: DictConfig) -> None:
         offload = cfg.fsdp_cpu_offload and device != "cpu"
         dist.init_process_group(training.get_distributed_backend(device, offload))
         after_last_words.callback(dist.destroy_process_group)
-        run(cfg, make_sharded(cfg))
+        work(cfg, make_sharded(cfg))

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -21,8 +21,8 @@ from kd_data.loaders import collate_with
 from kd_data.samples import build_tokenizer
 from kd_teachers import Teacher, check_needs, live_models
 from kd_training import build
-from kd_training.build_teacher import build_teacher
 from kd_training.build_data import Tokenizers, build_source, build_validator
+from kd_training.build_teacher import build_teacher
 from kd_training.checkpoint.facts import Facts
 from kd_training.checkpoint.resume import find_checkpoint, read_checkpoint
 from kd_training.objective.objective import Objective

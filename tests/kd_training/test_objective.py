@@ -104,7 +104,9 @@ def test_only_the_adapter_learns(make_run):
     assert all(
         p.grad is None and not p.requires_grad for p in loaded.run.teacher.model.module.parameters()
     )
-    assert all(torch.equal(v, before[k]) for k, v in loaded.run.teacher.model.module.state_dict().items())
+    assert all(
+        torch.equal(v, before[k]) for k, v in loaded.run.teacher.model.module.state_dict().items()
+    )
     after = loaded.run.student.module.state_dict()
     assert all(torch.equal(v, after[k]) for k, v in base.items())
     assert any(torch.count_nonzero(after[k]) for k in after if k.endswith("lora_b.weight"))

@@ -157,4 +157,6 @@ def test_masters_and_their_copies_are_in_the_memory_estimate(load, full, checkpo
         copied -= sum(p.numel() for p in layers[0].parameters() if p.requires_grad)
     memory = loaded.estimate()
     assert memory.student == 2 * frozen + (4 + 4 + 8) * trained + 2 * copied
-    assert memory.teacher == 2 * sum(p.numel() for p in loaded.run.teacher.model.module.parameters())
+    assert memory.teacher == 2 * sum(
+        p.numel() for p in loaded.run.teacher.model.module.parameters()
+    )

@@ -27,7 +27,10 @@ def test_the_weights_are_counted_with_gradients_and_two_states_of_adam(make_run)
     held = sum(p.numel() for p in parameters) + 3 * trained
     memory = loaded.estimate()
     assert memory.student == held * FP32
-    assert memory.teacher == sum(p.numel() for p in loaded.run.teacher.model.module.parameters()) * FP32
+    assert (
+        memory.teacher
+        == sum(p.numel() for p in loaded.run.teacher.model.module.parameters()) * FP32
+    )
     assert memory.gathered == 0
     assert "memory, estimated" in memory.line(loaded.run.placement.device)
 

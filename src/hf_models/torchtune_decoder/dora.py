@@ -41,6 +41,8 @@ class DoRALinear(LoRALinear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[..., in] → [..., out]``."""
         out = super().forward(x)
+        if self.disabled:
+            return out
         unbiased = out if self.bias is None else out - self.bias
         # In this form the layer starts as exactly the base's, and a factor near 1 is not rounded.
         return out + (self.row_scale() - 1).to(out.dtype) * unbiased

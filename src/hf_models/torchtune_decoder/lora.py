@@ -27,6 +27,8 @@ def head_weight(model: TransformerDecoder) -> torch.Tensor:
     output = model.output
     if isinstance(output, TiedLinear):
         return master(output.tied_module)
+    if isinstance(output, LoRALinear) and output.disabled:
+        return output.weight
     if isinstance(output, LoRALinear):
         if isinstance(output.dropout, nn.Dropout) and output.dropout.p > 0:
             raise ValueError("lora_dropout must be 0 where apply_lora_to_output is true")

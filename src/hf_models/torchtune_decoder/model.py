@@ -1,12 +1,12 @@
 """A torchtune decoder as a model to distil with."""
 
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchtune.modules.peft import get_adapter_params, set_trainable_params
+from torchtune.modules.peft import disable_adapter, get_adapter_params, set_trainable_params
 
 from hf_models.model import Merged, ModelFacts, Sampling, Stack, View
 from hf_models.torchtune_decoder.attention_mask import with_mask
@@ -82,6 +82,10 @@ class DecoderModel:
         if adapter:
             set_trainable_params(self.module, adapter)
         return bool(adapter)
+
+    def without_adapter(self) -> AbstractContextManager[None]:
+        """See the protocol."""
+        return disable_adapter(self.module)
 
     def complete_state(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See the protocol."""

@@ -20,8 +20,8 @@ _FACTORS: dict[str, Callable[[float], float]] = {
 
 def read_head(module: Any, layer: Any) -> Head:
     """The head that a module's layer and config describe; a proof tells whether it is so."""
-    adapted = has_lora(layer)
-    base = layer.base_layer if adapted else layer
+    lora = has_lora(layer)
+    base, adapted = (layer.base_layer, not layer.disable_adapters) if lora else (layer, False)
     weight = master(base)
     if adapted:
         weight = weight + layer.get_delta_weight(layer.active_adapters[0])

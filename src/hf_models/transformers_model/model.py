@@ -2,7 +2,8 @@
 
 import inspect
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from hf_models.transformers_model.facts import CLASSIFICATION, facts_of, new_mod
 from hf_models.transformers_model.head import read_head, without_head
 from hf_models.transformers_model.layout import TransformersLayout
 from hf_models.transformers_model.lora_state import (
+    has_lora,
     is_adapter,
     merge,
     peft_tensors,
@@ -99,6 +101,21 @@ class TransformersModel:
             trained = is_adapter(name) or (bool(whole) and name.startswith(whole))
             parameter.requires_grad_(trained)
         return True
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """See the protocol."""
+        layers: list[Any] = [module for module in self.module.modules() if has_lora(module)]
+        trained = [p for p in self.module.parameters() if p.requires_grad]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+            for parameter in trained:  # PEFT has frozen them
+                parameter.requires_grad_(True)
 
     def complete_state(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """See the protocol; LoRA's A starts from torch's global random numbers."""

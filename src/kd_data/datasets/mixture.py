@@ -64,7 +64,7 @@ class MixtureDataset(Dataset):
         num_samples: int | None = None,
     ) -> None:
         _check(datasets, weights, num_samples)
-        self._datasets = list(datasets)
+        self.datasets = list(datasets)
         lengths = [len(dataset) for dataset in datasets]
         num_samples = num_samples if num_samples is not None else sum(lengths)
         shares = np.array(weights, dtype=np.float64) / math.fsum(weights)
@@ -80,11 +80,16 @@ class MixtureDataset(Dataset):
     @property
     def largest_label(self) -> int | None:
         """The largest class of all datasets that have classes."""
-        found = (getattr(dataset, "largest_label", None) for dataset in self._datasets)
+        found = (getattr(dataset, "largest_label", None) for dataset in self.datasets)
         return max((label for label in found if label is not None), default=None)
 
     def __getitem__(self, index: int) -> Any:
-        return self._datasets[self._sources[index]][int(self._indices[index])]
+        source, number = self.origin(index)
+        return self.datasets[source][number]
+
+    def origin(self, index: int) -> tuple[int, int]:
+        """The dataset that a sample is of, and its number there."""
+        return int(self._sources[index]), int(self._indices[index])
 
 
 def _build(node: Any, tokenizer: ModelTokenizer, where: str) -> Any:

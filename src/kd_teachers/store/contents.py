@@ -112,7 +112,7 @@ class Contents(BaseModel):
     def _favourites(self, hidden: Tensor, head: Head) -> dict[str, Tensor]:
         rows = max(1, _AT_ONCE // self.vocabulary)
         parts = [
-            TopK.of_logits(head.logits(part), self.k, self.temperatures)
+            TopK.of_logits(head.logits(part)[:, : self.vocabulary], self.k, self.temperatures)
             for part in hidden.split(rows)
         ]
         names = "ids", "log_probs", "rest"

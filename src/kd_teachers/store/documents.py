@@ -72,7 +72,9 @@ def into_shards(
 
 def size_of(documents: Sequence[Document], bytes_at: dict[str, int]) -> int:
     """Bytes that documents take."""
-    return sum(bytes_at[p] * n for one in documents for p, n in one.lengths.items() if p in bytes_at)
+    return sum(
+        bytes_at[p] * n for one in documents for p, n in one.lengths.items() if p in bytes_at
+    )
 
 
 def into_batches(documents: Sequence[Document], positions: int) -> list[list[int]]:

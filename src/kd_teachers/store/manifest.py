@@ -70,9 +70,7 @@ def read_manifest(directory: Path) -> Manifest:
     """
     path = directory / FILE
     if not path.is_file():
-        raise FileNotFoundError(
-            f"teacher_cache {missing(path, 'file', f'{REMEDY}{directory}')}"
-        )
+        raise FileNotFoundError(f"teacher_cache {missing(path, 'file', f'{REMEDY}{directory}')}")
     try:
         manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError) as err:

@@ -10,7 +10,7 @@ class AgreementTerm(Term):
     """The share of labelled positions where both have the same most probable token."""
 
     observed = True
-    needs = Needs(distribution=True)
+    needs = Needs(distribution=True, reads=frozenset({TopOneAgreement.reads}))
     title = "agreement with the teacher"
     unit = "share of tokens"
     compared = "teacher's most probable token, labels"

@@ -9,12 +9,11 @@ from kd_training.objective.term import Term
 class DistributionTerm(Term):
     """A divergence from the teacher."""
 
-    needs = Needs(distribution=True)
-
     def __init__(self, name: str, divergence: KDLoss, scope: str, title: str) -> None:
         super().__init__(scope, name)
         self.title = title
         self.rows = Divergence(divergence)
+        self.needs = Needs(distribution=True, reads=frozenset({self.rows.reads}))
 
 
 def build(name: str, parts: Parts) -> list[Term]:

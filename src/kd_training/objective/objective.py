@@ -96,8 +96,7 @@ class Objective:
         needs = self.needs
         if self.teacher is not None and needs:
             teacher = self.teacher.signal(batch, needs)
-        total, parts = self._on_logits(student, teacher, batch, factors)
-        details: dict[str, Tensor] = {}
+        total, parts, details = self._on_logits(student, teacher, batch, factors)
         for term in (one for one in self.terms if one.rows is None):
             one = term.sum(student, teacher, batch)
             total = total + factors[term] * one.value
@@ -107,8 +106,8 @@ class Objective:
 
     def _on_logits(
         self, student: View, teacher: Signal, batch: Batch, factors: Mapping[Term, float]
-    ) -> tuple[Tensor, dict[Term, Tensor]]:
-        """The total and the sums of the terms that share the chunked pass."""
+    ) -> tuple[Tensor, dict[Term, Tensor], dict[str, Tensor]]:
+        """The total and the sums of the terms that share the chunked pass, and further ones."""
         labels = batch.labels.flatten()
         scoped = {
             term: Scoped(rows, batch.scopes[term.scope][term.place].flatten(), factors[term])
@@ -125,7 +124,31 @@ class Objective:
             ignore_index=self._ignore_index,
             chunk_size=size,
         )
-        return sums.total, dict(zip(scoped, sums.sums, strict=True))
+        values = dict(zip(scoped, sums.sums, strict=True))
+        return sums.total, values, self._by_teacher(own, teacher, labels, scoped, size)
+
+    @torch.no_grad()
+    def _by_teacher(
+        self,
+        student: Projected,
+        teacher: Signal,
+        labels: Tensor,
+        scoped: Mapping[Term, Scoped],
+        size: int | None,
+    ) -> dict[str, Tensor]:
+        """What each of several teachers alone would say to the terms that ask one.
+
+        Its sum is over the rows that it teaches, its mean over all of the term's.
+        """
+        asking = {term: one for term, one in scoped.items() if one.term.needs_teacher}
+        found = {}
+        for name, (rows, taught) in teacher.named.items() if asking else ():
+            own = [one._replace(mask=one.mask & taught) for one in asking.values()]
+            sums = chunked_sums(
+                student, rows, labels, own, ignore_index=self._ignore_index, chunk_size=size
+            )
+            found |= {f"{t.name}/{name}": v for t, v in zip(asking, sums.sums, strict=True)}
+        return found
 
     def means(
         self, sums: list[Sums], counts: Tensor, over_ranks: Callable[[Tensor], Tensor]

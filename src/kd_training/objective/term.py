@@ -105,4 +105,5 @@ class LogitsTerm(Term, RowTerm):
     def __init__(self, scope: str = "labels") -> None:
         super().__init__(scope)
         self.rows = self
-        self.needs = Needs(distribution=self.needs_teacher)
+        reads = frozenset({self.reads} if self.needs_teacher else ())
+        self.needs = Needs(distribution=self.needs_teacher, reads=reads)

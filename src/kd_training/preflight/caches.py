@@ -42,8 +42,7 @@ def check_caches(
             )
         if contents.dtype != (own := str(dtype).removeprefix("torch.")):
             notes.append(
-                f"{key} {store.directory} was made in {contents.dtype}, this run computes in "
-                f"{own}"
+                f"{key} {store.directory} was made in {contents.dtype}, this run computes in {own}"
             )
     return notes
 
