@@ -132,7 +132,7 @@ class KeptMargin(Margin):
         (Margin(), "Margin reads the teacher's whole"),
         (Divergence(TopKKLLoss(6)), "TopKKLLoss reads the teacher's 6 .* 5 were kept: keep 6, or"),
         (Divergence(BiLDLoss()), "BiLDLoss reads the teacher's 8 most probable ids"),
-        (Divergence(ForwardKLLoss(temperature=3)), "at temperature 3, .* kept at 1, 2: keep it at 3"),
+        (Divergence(ForwardKLLoss(temperature=3)), "temperature 3, .* kept at 1, 2: keep it at 3"),
     ],
     ids=str,
 )  # fmt: skip

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kd_losses.chunked.rows import LogitChunk, LogitRows, finished_tiles
-from kd_losses.functional import require, shared_vocab_size
+from kd_losses.functional import MAX_PADDING, require
 from kd_losses.reads import WHOLE, Reads
 
 _SPACES = ("probabilities", "logits")
@@ -50,13 +50,16 @@ class Mixture:
                     "probable ids were kept: leave that out, or ask that teacher itself"
                 )
             require(len(one) == len(self), "rows", len(one), f"{len(self)} like the first member's")
-            shared_vocab_size(self.rows[0].vocab_size, one.vocab_size)
+        sizes = [one.vocab_size for one in self.rows]
+        of_one = max(sizes) - min(sizes) < MAX_PADDING
+        require(of_one, "rows", f"{sizes} ids", "of one vocabulary")
         shapes = (len(self.rows),), (len(self), len(self.rows))
         require(
             self.weights.shape in shapes, "weights", list(self.weights.shape), "[M] or [N, M]: "
             f"{list(shapes[0])} or {list(shapes[1])}",
         )  # fmt: skip
-        usable = (self.weights >= 0).all() and (self.weights.sum(-1) > 0).all()
+        total = self.weights.sum(-1)
+        usable = (self.weights >= 0).all() and ((total > 0) & total.isfinite()).all()
         require(bool(usable), "weights", self.weights, "at least 0, and one above 0 in each row")
 
     def __len__(self) -> int:
