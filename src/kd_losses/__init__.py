@@ -8,7 +8,9 @@ from kd_losses.chunked.chunked_output import (
     TVDistanceWithChunkedOutputLoss,
 )
 from kd_losses.chunked.head import Head
+from kd_losses.chunked.keep import keep_top_k
 from kd_losses.chunked.linear import LinearKDLoss, LinearKDOutput
+from kd_losses.chunked.mixture import Mixture
 from kd_losses.chunked.rows import Projected, Rows
 from kd_losses.chunked.sums import RowSums, Scoped, chunked_sums
 from kd_losses.chunked.terms import (
@@ -52,6 +54,7 @@ __all__ = [
     "KeptFavourites",
     "LinearKDLoss",
     "LinearKDOutput",
+    "Mixture",
     "NKDLoss",
     "NormKDLoss",
     "Projected",
@@ -73,4 +76,5 @@ __all__ = [
     "TopOneAgreement",
     "ULDLoss",
     "chunked_sums",
+    "keep_top_k",
 ]

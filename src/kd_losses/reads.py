@@ -51,4 +51,5 @@ class Reads:
         return ""
 
 
+NOTHING = Reads(top_k=0)
 WHOLE = Reads(whole=True)

@@ -102,12 +102,11 @@ class TopK:
         A rest of −inf counts as the smallest number: a category of probability 0 would make some
         divergences infinite. Where K = V there is no other id, and its probability is 0.
         """
-        place = self.temperatures.index(temperature)
-        rest, log_probs = upcast(self.rest[:, place : place + 1]), upcast(self.log_probs)
+        rest = self._rest(temperature)
         if self.ids.shape[1] == self.size:
             rest = torch.full_like(rest, EXCLUDED)
-        rest = rest.masked_fill(rest.isneginf(), _smallest(rest.dtype))
-        return torch.cat([log_probs / temperature, rest], dim=-1).log_softmax(-1)
+        log_probs = upcast(self.log_probs) / temperature
+        return torch.cat([log_probs, rest], dim=-1).log_softmax(-1)
 
     def holds(self, ids_NM: Tensor) -> Tensor:
         """Return which of any ids ``[N, M]`` were kept."""
@@ -120,10 +119,17 @@ class TopK:
         """
         same = self._same(ids_NM)
         found = upcast(self.log_probs).gather(-1, same.to(torch.uint8).argmax(-1))
-        place = self.temperatures.index(1.0)
+        each = self._rest(1.0) - math.log(max(self.size - self.ids.shape[1], 1))
+        return found.where(same.any(-1), each)
+
+    def _rest(self, temperature: float) -> Tensor:
+        """Return the logarithm of what is left ``[N, 1]``, finite."""
+        require(
+            temperature in self.temperatures, "temperature", temperature, f"in {self.temperatures}"
+        )
+        place = self.temperatures.index(temperature)
         rest = upcast(self.rest[:, place : place + 1])
-        rest = rest.masked_fill(rest.isneginf(), _smallest(rest.dtype))
-        return found.where(same.any(-1), rest - math.log(max(self.size - self.ids.shape[1], 1)))
+        return rest.masked_fill(rest.isneginf(), math.log(torch.finfo(rest.dtype).tiny))
 
     def _same(self, ids_NM: Tensor) -> Tensor:
         return ids_NM.unsqueeze(-1) == self.ids.unsqueeze(1)
@@ -187,7 +193,7 @@ class TopK:
         """Return it: nobody overwrites it."""
         return self
 
-    def categories(self, student_logits: Tensor) -> KeptIds:
+    def categories_(self, student_logits: Tensor) -> KeptIds:
         """Return the student's distribution over the same categories; overwrites the logits."""
         return KeptIds(student_logits, self.ids)
 
@@ -200,7 +206,3 @@ class TopK:
     ) -> tuple[Tensor, Tensor]:
         """Return that and its weighted gradient."""
         return term.per_token_top_k_and_grad(student_logits, self, labels, weight)
-
-
-def _smallest(dtype: torch.dtype) -> float:
-    return math.log(torch.finfo(dtype).tiny)

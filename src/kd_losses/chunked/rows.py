@@ -3,14 +3,17 @@
 Shape suffixes: N tokens, C tokens of one chunk, R rows of a tile, D width, V vocabulary.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
+from kd_losses.chunked.chunk_size import tile_rows
 from kd_losses.chunked.head import Head
 from kd_losses.chunked.sides import Chunk, Dense
+from kd_losses.functional import upcast
 from kd_losses.reads import Reads
 
 
@@ -62,6 +65,20 @@ class LogitChunk(NamedTuple):
     def tile(self, part: slice, dtype: torch.dtype) -> Dense:
         """Return logits, in the products' memory where that has their type."""
         return Dense(self.rows.finish_(self.products[part].to(dtype)))
+
+
+def finished_tiles(
+    rows: LogitRows, positions: Tensor, buffer_CV: Tensor
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the logits ``[R, V]`` at ``positions``, and which of these they are, tile by tile.
+
+    They are in fp32 or wider, and may lie in the buffer.
+    """
+    product_CV = rows.product_(positions, buffer_CV)
+    size = tile_rows(len(product_CV), rows.vocab_size, product_CV.device)
+    for start in range(0, len(product_CV), size):
+        part = slice(start, start + size)
+        yield part, rows.finish_(upcast(product_CV[part]))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ class Side(Protocol):
     def log_p(self) -> Tensor:
         """Return the teacher's log-probabilities at temperature 1, which may be overwritten."""
 
-    def categories(self, student_logits: Tensor) -> Categories:
+    def categories_(self, student_logits: Tensor) -> Categories:
         """Return the student's distribution over the same categories; overwrites the logits."""
 
     def per_token(self, term: RowTerm, student_logits: Tensor, labels: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class Dense(NamedTuple):
         """Return the log-softmax."""
         return self.logits.log_softmax(-1)
 
-    def categories(self, student_logits: Tensor) -> EachId:
+    def categories_(self, student_logits: Tensor) -> EachId:
         """Return the student's softmax."""
         return EachId(student_logits)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from kd_losses.divergences.base import KDLoss
 from kd_losses.functional import at_target, require, topk_indices, value_and_grad
-from kd_losses.reads import WHOLE, Reads
+from kd_losses.reads import NOTHING, WHOLE, Reads
 from kd_losses.top_k import TopK
 
 
@@ -34,8 +34,8 @@ class RowTerm:
 
     @property
     def reads(self) -> Reads:
-        """What of the teacher's rows it reads, if it reads any."""
-        return WHOLE
+        """What of the teacher's rows it reads."""
+        return WHOLE if self.needs_teacher else NOTHING
 
     def per_token(
         self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor

@@ -81,7 +81,7 @@ def _shared_softmax_(
 ) -> Tensor:
     """Cross-entropy and a divergence of the same log q: one softmax and its backward serve both."""
     assert tile.teacher is not None
-    log_p, student = tile.teacher.log_p(), tile.teacher.categories(tile.student)
+    log_p, student = tile.teacher.log_p(), tile.teacher.categories_(tile.student)
     sums[labelled.place] += student.nll(tile.labels).sum()
     value, slope = loss.divergence_and_slope(log_p, student.log_q, soft.weight)
     sums[soft.place] += value.sum()

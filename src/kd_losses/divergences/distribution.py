@@ -38,7 +38,9 @@ class DistributionLoss(KDLoss):
     @property
     def uses_plain_log_probs(self) -> bool:
         """Whether log p and log q are log-softmaxes of the very logits, as for cross-entropy."""
-        return self.temperature == 1 and type(self).per_token is DistributionLoss.per_token
+        cls, ours = type(self), DistributionLoss
+        as_is = cls.per_token, cls.per_token_top_k
+        return self.temperature == 1 and as_is == (ours.per_token, ours.per_token_top_k)
 
     @property
     def reads(self) -> Reads:
