@@ -1,5 +1,6 @@
 """A teacher that has answered already."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -84,7 +85,7 @@ class Cached:
         taps = {(tap.stack, tap.layer): kept[tap.name] for tap in wanted}
         return Signal(self._rows(kept, batch) if needs.distribution else None, taps)
 
-    def _rows(self, kept: dict[str, Tensor], batch: Batch) -> Rows:
+    def _rows(self, kept: Mapping[str, Tensor], batch: Batch) -> Rows:
         of_logits = [name for name in ("hidden", "ids", "log_probs", "rest") if name in kept]
         parts = {n: batch.at_student_positions(kept[n]).flatten(0, 1) for n in of_logits}
         if self._contents.logits == HIDDEN:

@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_models.model import ModelFacts
 from kd_data import Batch
 from kd_data.batch import LOGITS
-from kd_losses.mixture import Mixture
+from kd_losses import Mixture
 from kd_teachers.signal import FULL, TOP_K, Needs, Signal
 from kd_teachers.store.store import Store
 from kd_teachers.teacher import Member, Places, Teacher

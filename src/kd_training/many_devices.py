@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from torchtune import training
 
 from kd_config.check import check_config
-from kd_training.cache_teacher import cache_teacher
+from kd_training.caching.run import cache_teacher
 from kd_training.placement.launcher import last_words
 from kd_training.placement.one_device import OneDevice, Placement, find_device
 from kd_training.placement.sharded import Sharded

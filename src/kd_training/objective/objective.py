@@ -141,7 +141,7 @@ class Objective:
         Its sum is over the rows that it teaches, its mean over all of the term's.
         """
         asking = {term: one for term, one in scoped.items() if one.term.needs_teacher}
-        found = {}
+        found: dict[str, Tensor] = {}
         for name, (rows, taught) in teacher.named.items() if asking else ():
             own = [one._replace(mask=one.mask & taught) for one in asking.values()]
             sums = chunked_sums(

@@ -48,9 +48,9 @@ def check_model_configs(config: RunConfig, teachers: Iterable[str] = ()) -> None
             ``checkpointer.checkpoint_dir``, or a teacher's are two.
     """
     for model in ("model", *teachers):
-        names = model, checkpointer_of(model)
-        keys = [f"{name}.checkpoint_dir" for name in names]
-        built, loaded = (argument(node_at(config, name), "checkpoint_dir") for name in names)
+        nodes = [node_at(config, name) for name in (model, checkpointer_of(model))]
+        keys = [f"{name}.checkpoint_dir" for name in (model, checkpointer_of(model))]
+        built, loaded = (argument(node, "checkpoint_dir") for node in nodes)
         if not (isinstance(built, str) and isinstance(loaded, str)) or _same(built, loaded):
             continue
         if not Path(loaded, "config.json").is_file():

@@ -148,7 +148,7 @@ def _continued(directory: Path, wanted: Manifest) -> Manifest:
 
 
 def _closed(directory: Path, manifest: Manifest) -> Manifest:
-    """The manifest with its unfinished part finished as it is: other documents are asked for now."""
+    """The manifest with its unfinished part finished as it is, as others are asked for now."""
     last = manifest.parts[-1]
     files = [file for file in last.files if (directory / file).exists()]
     shards = [Shard(directory / file) for file in files]

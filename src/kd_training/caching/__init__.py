@@ -1,0 +1,1 @@
+"""A teacher that is asked about every text once."""
