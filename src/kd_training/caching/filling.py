@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from kd_teachers.store.contents import HIDDEN, Contents
 from kd_teachers.store.documents import Document, into_batches
-from kd_teachers.store.manifest import HEAD
+from kd_teachers.store.manifest import HEAD, Manifest
 from kd_teachers.store.shard import KEYS, ends_of, write_shard
 from kd_training.caching.asking import Asking
 from kd_training.caching.plan import Task
@@ -60,6 +60,7 @@ def _written(directory: Path, files: Sequence[tuple[str, Any]]) -> int:
 
 
 def head_tensors(asking: Asking, contents: Contents) -> dict[str, Tensor]:
+    """The head's weight and bias, where hidden states are kept; they may be on the meta device."""
     if contents.logits != HIDDEN:
         return {}
     head = asking.model.head()

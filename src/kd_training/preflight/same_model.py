@@ -107,9 +107,11 @@ def check_tokenizers(
 
 
 def checkpointer_of(model: str) -> str:
-    """The key of the checkpointer that belongs to a model's: ``teachers.a.model`` and the like."""
-    head, _, _ = model.rpartition("model")
-    return f"{head}checkpointer"
+    """The key of the checkpointer that belongs to a model's: ``teachers.a.model`` and the like.
+
+    Kept answers have a key of another kind, and no checkpointer.
+    """
+    return f"{model.removesuffix('model')}checkpointer" if model.endswith("model") else ""
 
 
 def node_at(config: RunConfig, key: str) -> Any:
