@@ -94,6 +94,11 @@ def test_rows_are_kept_chunk_by_chunk(chunk_size):
     same(kept, kept_of(logits_of(teacher), 6, *TEMPERATURES), rtol=1e-10, atol=1e-12)
 
 
+def test_no_rows_are_kept_as_none():
+    kept = keep_top_k(Projected(torch.zeros(0, DT), Head(torch.zeros(V, DT))), 4, (1.0, 2.0))
+    assert (kept.ids.shape, kept.rest.shape, kept.size) == ((0, 4), (0, 2), V)
+
+
 def test_keeping_takes_no_memory_of_tokens_times_vocabulary():
     teacher = Projected(torch.randn(64, DT), Head(torch.randn(V, DT)))
     with SizeRecorder() as recorder:
