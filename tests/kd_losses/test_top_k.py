@@ -7,7 +7,7 @@ import torch
 from kept_cases import DT, N, V, kept_of, logits_of, make_teacher, randn
 from test_linear_kd import SizeRecorder
 
-from kd_losses import Head, Projected, TopK, keep_top_k
+from kd_losses import ForwardKLLoss, Head, Projected, TopK, keep_top_k
 
 TEMPERATURES = (1.0, 2.0, 0.5)
 
@@ -74,6 +74,18 @@ def test_no_rest_is_a_probability_of_nothing_but_finite():
     log_p = kept.log_p()[0]
     assert log_p.isfinite().all()
     torch.testing.assert_close(log_p.exp(), torch.tensor([0.75, 0.25, 0.0]))
+
+
+@pytest.mark.parametrize("rest", [0.0, -3.0, -torch.inf, torch.nan])
+def test_no_other_id_has_no_probability_whatever_the_rest_says(rest):
+    log_probs = torch.tensor([[0.75, 0.25]]).log()
+    kept = TopK(torch.tensor([[1, 0]]), log_probs, torch.tensor([[rest]]), 2)
+    assert torch.equal(kept.log_p()[0, 2].exp(), torch.tensor(0.0))
+    torch.testing.assert_close(kept.log_p()[:, :2], log_probs)
+    student = torch.tensor([[0.5, 0.5]]).log()
+    expected = math.log(2) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)
+    value = ForwardKLLoss().per_token_top_k(student, kept, None)
+    assert value.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_log_probabilities_at_any_ids():
