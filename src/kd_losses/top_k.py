@@ -1,7 +1,6 @@
 """A teacher of which only the most probable ids of each row are known.
 
-Shape suffixes: N tokens, C tokens of one chunk, R rows of a tile, K ids kept, V vocabulary,
-T temperatures.
+Shape suffixes: N tokens, M ids asked for, K ids kept, V vocabulary, T temperatures.
 """
 
 import math
@@ -124,9 +123,8 @@ class TopK:
 
     def _rest(self, temperature: float) -> Tensor:
         """Return the logarithm of what is left ``[N, 1]``, finite."""
-        require(
-            temperature in self.temperatures, "temperature", temperature, f"in {self.temperatures}"
-        )
+        known = temperature in self.temperatures
+        require(known, "temperature", temperature, f"in {self.temperatures}")
         place = self.temperatures.index(temperature)
         rest = upcast(self.rest[:, place : place + 1])
         return rest.masked_fill(rest.isneginf(), math.log(torch.finfo(rest.dtype).tiny))
@@ -169,7 +167,7 @@ class TopK:
         """Nothing: there are no logits."""
         return self.log_probs.new_empty(0)
 
-    def chunk_(self, positions: Tensor, buffer_CV: Tensor) -> "TopK":
+    def chunk_(self, positions: Tensor, buffer: Tensor) -> "TopK":
         """Return the rows at ``positions``."""
         return replace(
             self,

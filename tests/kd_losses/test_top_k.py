@@ -7,7 +7,7 @@ import torch
 from kept_cases import DT, N, V, kept_of, logits_of, make_teacher, randn
 from test_linear_kd import SizeRecorder
 
-from kd_losses import Head, Projected, TopK, keep_top_k
+from kd_losses import ForwardKLLoss, Head, Projected, TopK, keep_top_k
 
 TEMPERATURES = (1.0, 2.0, 0.5)
 
@@ -76,6 +76,18 @@ def test_no_rest_is_a_probability_of_nothing_but_finite():
     torch.testing.assert_close(log_p.exp(), torch.tensor([0.75, 0.25, 0.0]))
 
 
+@pytest.mark.parametrize("rest", [0.0, -3.0, -torch.inf, torch.nan])
+def test_no_other_id_has_no_probability_whatever_the_rest_says(rest):
+    log_probs = torch.tensor([[0.75, 0.25]]).log()
+    kept = TopK(torch.tensor([[1, 0]]), log_probs, torch.tensor([[rest]]), 2)
+    assert torch.equal(kept.log_p()[0, 2].exp(), torch.tensor(0.0))
+    torch.testing.assert_close(kept.log_p()[:, :2], log_probs)
+    student = torch.tensor([[0.5, 0.5]]).log()
+    expected = math.log(2) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)
+    value = ForwardKLLoss().per_token_top_k(student, kept, None)
+    assert value.item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_log_probabilities_at_any_ids():
     logits, ids = randn(N, V, seed=0), torch.arange(V).expand(N, -1)
     kept, p = TopK.of_logits(logits, 4), logits.softmax(-1)
@@ -92,6 +104,11 @@ def test_rows_are_kept_chunk_by_chunk(chunk_size):
     teacher = make_teacher()
     kept = keep_top_k(teacher, 6, TEMPERATURES, chunk_size=chunk_size)
     same(kept, kept_of(logits_of(teacher), 6, *TEMPERATURES), rtol=1e-10, atol=1e-12)
+
+
+def test_no_rows_are_kept_as_none():
+    kept = keep_top_k(Projected(torch.zeros(0, DT), Head(torch.zeros(V, DT))), 4, (1.0, 2.0))
+    assert (kept.ids.shape, kept.rest.shape, kept.size) == ((0, 4), (0, 2), V)
 
 
 def test_keeping_takes_no_memory_of_tokens_times_vocabulary():

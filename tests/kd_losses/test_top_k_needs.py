@@ -157,6 +157,29 @@ def test_a_users_own_term_may_read_what_was_kept() -> None:
     same(run(kept, *terms), run(teacher, *terms))
 
 
+class DoubledWhereKept(ForwardKLLoss):
+    """Replaces what a token's loss is where only the top k were kept."""
+
+    def per_token_top_k(self, student_logits, teacher, labels):
+        return 2 * super().per_token_top_k(student_logits, teacher, labels)
+
+
+def test_a_definition_of_its_own_is_what_the_gradient_is_of() -> None:
+    kept = kept_of(logits_of(make_teacher()), 5)
+    plain, doubled = (
+        run(kept, Divergence(loss), CrossEntropyBeside())
+        for loss in (ForwardKLLoss(), DoubledWhereKept())
+    )
+    assert doubled[0][0].item() == pytest.approx(2 * plain[0][0].item())
+    student, labels = make_student(), make_labels()
+    counted = labels != IGNORE
+    grads = []
+    for loss, weight in ((ForwardKLLoss(), 1.0), (DoubledWhereKept(), 0.5)):
+        terms = [Scoped(CrossEntropy(), counted, 0.5), Scoped(Divergence(loss), counted, weight)]
+        grads.append(gradients(chunked_sums(student, kept, labels, terms).total, student))
+    torch.testing.assert_close(*grads)
+
+
 @pytest.mark.parametrize("case", DISTRIBUTIONS, ids=lambda case: case.id)
 def test_what_a_loss_reads_is_known_before_anything_runs(case: Case) -> None:
     assert case.make(2.5).reads == Reads(temperature=2.5)

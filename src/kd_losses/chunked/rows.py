@@ -72,11 +72,11 @@ def finished_tiles(
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield the logits ``[R, V]`` at ``positions``, and which of these they are, tile by tile.
 
-    They are in fp32 or wider, and may lie in the buffer.
+    They are in fp32 or wider, and may lie in the buffer. No positions are one empty tile.
     """
     product_CV = rows.product_(positions, buffer_CV)
     size = tile_rows(len(product_CV), rows.vocab_size, product_CV.device)
-    for start in range(0, len(product_CV), size):
+    for start in range(0, max(len(product_CV), 1), size):
         part = slice(start, start + size)
         yield part, rows.finish_(upcast(product_CV[part]))
 

@@ -79,7 +79,7 @@ def chunked_sums(
     used = [one.term for one in terms if one.term.needs_teacher]
     if used:
         if teacher is None:
-            raise ValueError(f"{type(used[0]).__name__} needs the teacher's rows")
+            raise ValueError(f"{used[0]} needs the teacher's rows")
         theirs = teacher.ready()
         for term in used:
             if missing := theirs.missing(term.reads):
