@@ -47,6 +47,7 @@ class ModelFacts:
         decoder_start_id: What an encoder-decoder's targets start from.
         separates_documents: Whether several of them may lie in one row.
         name: What messages call it.
+        reads_texts_apart: Whether on a CPU a text's numbers are the same in any company.
     """
 
     task: str
@@ -58,6 +59,7 @@ class ModelFacts:
     decoder_start_id: int | None = None
     separates_documents: bool = True
     name: str = "the model"
+    reads_texts_apart: bool = False
 
     @property
     def outputs(self) -> int:

@@ -33,10 +33,11 @@ def read(model: Model, inputs: Mapping[str, Tensor], needs: Needs) -> View:
         needs: What of it is needed.
     """
     device = next(iter(inputs.values())).device
-    if device.type != "cpu":
+    if device.type != "cpu" or model.facts.reads_texts_apart:
         return model.view(inputs, needs.taps, logits=needs.distribution)
     if "documents" in inputs:
         return _apart(model, inputs["tokens"], inputs["documents"], needs)
+    inputs = {name: tensor for name, tensor in inputs.items() if name != "lengths"}
     lengths = {name: tensor.shape[1] for name, tensor in inputs.items()}
     view = model.view(
         {name: _padded(name, tensor, model.facts) for name, tensor in inputs.items()},

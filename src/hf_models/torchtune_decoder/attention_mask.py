@@ -19,6 +19,7 @@ def with_mask(inputs: Mapping[str, Tensor]) -> dict[str, Any]:
     mask, everything else a dense one, [B, S, S].
     """
     given: dict[str, Any] = dict(inputs)
+    given.pop("lengths", None)
     documents = given.pop("documents", None)
     if documents is not None:
         given["mask"] = _shared_mask(documents)

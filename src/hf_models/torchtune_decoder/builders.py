@@ -16,13 +16,13 @@ from torchtune.modules import (
     TransformerDecoder,
     TransformerSelfAttentionLayer,
 )
-from torchtune.modules.peft import LoRALinear
 from transformers import PreTrainedConfig
 
 from hf_models.quantization import nf4_linear
 from hf_models.torchtune_decoder.attention import QKNormAttention
 from hf_models.torchtune_decoder.config import head_dim, read_config
 from hf_models.torchtune_decoder.dora import DoRALinear
+from hf_models.torchtune_decoder.lora_linear import FusedLoRALinear
 from hf_models.torchtune_decoder.rope import RotaryEmbedding
 
 ATTENTION_MODULES = ("q_proj", "k_proj", "v_proj", "output_proj")
@@ -109,7 +109,7 @@ def lora_decoder(
     if not places:
         raise ValueError("lora_decoder: no module gets LoRA; name some in lora_attn_modules")
 
-    kind = DoRALinear if use_dora else LoRALinear
+    kind = DoRALinear if use_dora else FusedLoRALinear
     with_lora = partial(kind, rank=lora_rank, alpha=lora_alpha, dropout=lora_dropout)
 
     def make_linear(name: str, in_dim: int, out_dim: int, bias: bool) -> nn.Module:

@@ -14,6 +14,7 @@ from hf_models.torchtune_decoder.generate import generate
 from hf_models.torchtune_decoder.layout import DecoderLayout
 from hf_models.torchtune_decoder.loading import complete_state, compute_rope
 from hf_models.torchtune_decoder.lora import head_weight, merged_state_dict
+from hf_models.torchtune_decoder.unpadded import TextRow, applies, attend_by_text
 from kd_losses import Head
 from layer_mapping import LayerTaps, Tap
 
@@ -31,12 +32,14 @@ class DecoderModel:
 
     def __init__(self, module: Any) -> None:
         self.module = module
+        attend_by_text(module)
         embeddings = module.tok_embeddings
         self.facts = ModelFacts(
             task="causal_lm",
             vocabulary=embeddings.num_embeddings,
             max_positions=module.max_seq_len,
             stacks={STACK: Stack(len(module.layers), embeddings.embedding_dim)},
+            reads_texts_apart=True,
         )
 
     def view(
@@ -45,18 +48,22 @@ class DecoderModel:
         """The final norm's output, and the tapped layers'.
 
         Args:
-            inputs: ``tokens`` [B, S]; for packed rows also ``input_pos`` and ``documents`` [B, S].
+            inputs: ``tokens`` [B, S]; for packed rows also ``input_pos`` and ``documents`` [B, S],
+                for others ``lengths`` [B], behind which what is read has no meaning.
             taps: ``("decoder", layer)``.
             logits: Whether the hidden states are needed; without, layers above the taps stay out.
         """
-        given = with_mask(inputs)
+        texts = TextRow.of(inputs) if applies(self.module, inputs) else None
+        given = with_mask(inputs) if texts is None else texts.inputs(inputs["tokens"])
         tokens = given.pop("tokens")
         recorder = LayerTaps(self.module, taps, truncate=not logits, stacks=self.stacks)
-        with recorder, _without_head(self.module):
+        with recorder, _without_head(self.module, tokens.shape[1]):
             hidden = self.module(tokens, **given)
         outputs = dict(recorder.outputs)
         recorder.clear()
-        return View(hidden, outputs)
+        if texts is None:
+            return View(hidden, outputs)
+        return View(texts.back(hidden), {tap: texts.back(one) for tap, one in outputs.items()})
 
     def logits(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """See the protocol."""
@@ -122,8 +129,10 @@ class DecoderModel:
 
 
 @contextmanager
-def _without_head(module: Any) -> Iterator[None]:
+def _without_head(module: Any, length: int = 0) -> Iterator[None]:
     """While it lasts, the decoder's forward ends with its final norm.
+
+    A row of so many tokens may be longer than a text may be: several stand in it.
 
     What reads the hidden states applies the head itself, a few rows at a time. The forward must be
     the module's own, because sharding, checkpointing and offloading hook into it.
@@ -133,8 +142,11 @@ def _without_head(module: Any) -> Iterator[None]:
     def stop_at_norm(hidden: Tensor) -> Tensor:
         return norm(hidden)
 
+    limit = module.max_seq_len
     module.unembed = stop_at_norm
+    module.max_seq_len = max(limit, length)
     try:
         yield
     finally:
         del module.unembed
+        module.max_seq_len = limit

@@ -189,6 +189,7 @@ class TransformersModel:
         names = {"tokens": "input_ids", "input_pos": "position_ids"}
         given: dict[str, Any] = {names.get(name, name): one for name, one in inputs.items()}
         given.pop("documents", None)
+        given.pop("lengths", None)
         if "token_type_ids" not in self._takes:
             given.pop("token_type_ids", None)
         return given | ({"use_cache": False} if "use_cache" in self._takes else {})

@@ -34,18 +34,18 @@ def collate(
 
     Returns:
         A position's target is the sample's *next* label; there is none where the next token begins
-        another document. ``inputs`` are ``tokens`` [B, S] int64 and, of packed samples,
-        ``input_pos`` (a position's place in its document) and ``documents``, of which a model makes
-        its attention mask: that grows with S².
+        another document. ``inputs`` are ``tokens`` [B, S] int64 and ``lengths`` [B], or, of packed
+        samples, ``input_pos`` (a position's place in its document) and ``documents``, of which a
+        model makes its attention mask: that grows with S².
 
     Raises:
         ValueError: If a sample has not one label for each token.
     """
     own = read = _rows(samples, pad_id, ignore_index)
-    inputs = {"tokens": own.tokens}
+    inputs = {"tokens": own.tokens, "lengths": own.lengths}
     if "input_pos" in samples[0]:
         input_pos = torch.stack([torch.as_tensor(sample["input_pos"]) for sample in samples])
-        inputs |= {"input_pos": input_pos, "documents": own.documents}
+        inputs = {"tokens": own.tokens, "input_pos": input_pos, "documents": own.documents}
     valid, labelled = own.documents >= 0, own.labels != ignore_index
     scopes = {"labels": labelled, "all": valid, "prompt": valid & ~labelled}
     teacher = None
@@ -55,7 +55,7 @@ def collate(
         index = pad_sequence(met, batch_first=True, padding_value=UNPAIRED)
         scopes["matched"] = valid & (index != UNPAIRED)
         teacher = TeacherInputs(
-            {"tokens": read.tokens}, read.labels, read.documents, index.clamp(min=0)
+            {"tokens": read.tokens, "lengths": read.lengths}, read.labels, read.documents, index.clamp(min=0)
         )
     return Batch(
         inputs,
@@ -74,6 +74,11 @@ class _Rows(NamedTuple):
     labels: Tensor
     documents: Tensor
     keys: Tensor  # [documents, 2]
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each row that are no padding [B]."""
+        return (self.documents >= 0).sum(1)
 
 
 def _rows(samples: Sequence[Mapping[str, Any]], pad_id: int, ignore_index: int) -> _Rows:
