@@ -20,7 +20,7 @@ from hf_models.precision import keep_masters
 from hf_models.quantization import NF4
 from hf_models.torchtune_decoder.model import DecoderModel
 from hf_models.transformers_model.model import TransformersModel
-from kd_config.components import argument, component, expect
+from kd_config.components import argument, component, expect, takes
 from kd_config.schema import RunConfig
 from kd_training.placement.offloading import check_offloading, offload_activations
 
@@ -119,12 +119,15 @@ def build_scheduler(node: Any, optimizer: torch.optim.Optimizer, num_steps: int)
 
 
 def build_optimizer(node: Any, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimizer over groups of parameters.
+    """The optimizer over groups of parameters; torch's own ones in one pass over each of them.
 
     Raises:
         ValueError: If a checkpoint could not keep its state.
     """
-    optimizer = component(node, "optimizer", groups)
+    # The same update, from kernels that torch takes only where it is told to.
+    chosen = any(name in node for name in ("fused", "foreach"))
+    options = {} if chosen or not takes(node, "fused") else {"fused": True}
+    optimizer = component(node, "optimizer", groups, **options)
     if not hasattr(optimizer, "state"):
         raise ValueError(
             f"config: optimizer: {type(optimizer).__name__} keeps its state where no checkpoint "

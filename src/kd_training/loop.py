@@ -5,6 +5,7 @@ import time
 
 from kd_data import Batch
 from kd_data.batch import LOGITS
+from kd_data.transfer import made_ahead
 from kd_teachers import live_models
 from kd_training.checkpoint.run_state import RunState
 from kd_training.objective.term import Term
@@ -117,7 +118,8 @@ class Loop:
         if progress.step_in_epoch == 0:
             self.prepared.objective.start_epoch(epoch)
         start = time.perf_counter()
-        for micro_batches in self.source.steps(epoch, progress.step_in_epoch):
+        steps = self.source.steps(epoch, progress.step_in_epoch)
+        for micro_batches in made_ahead(steps, self.placement.device):
             values = self._step(micro_batches)
             self._log(values, time.perf_counter() - start)
             self.records.profiler.step()

@@ -21,7 +21,8 @@ def test_each_position_gets_the_next_label():
     assert batch.inputs["tokens"].tolist() == [[5, 6, 7, 8], [5, 9, 0, 0]]
     assert batch.labels.tolist() == [[IGNORE, 7, 8, IGNORE], [9, IGNORE, IGNORE, IGNORE]]
     assert valid(batch).tolist() == [[True] * 4, [True, True, False, False]]
-    assert batch.inputs.keys() == {"tokens"}
+    assert batch.inputs.keys() == {"tokens", "lengths"}
+    assert batch.inputs["lengths"].tolist() == [4, 2]
     assert batch.inputs["tokens"].dtype == batch.labels.dtype == torch.int64
     assert batch.documents["decoder"].tolist() == [[0] * 4, [1, 1, -1, -1]]
 

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from torch import nn
 from torchtune.modules import (
-    FeedForward,
     MultiHeadAttention,
-    RMSNorm,
     TiedLinear,
     TransformerDecoder,
     TransformerSelfAttentionLayer,
@@ -21,6 +19,7 @@ from transformers import PreTrainedConfig
 from hf_models.quantization import nf4_linear
 from hf_models.torchtune_decoder.attention import QKNormAttention
 from hf_models.torchtune_decoder.config import head_dim, read_config
+from hf_models.torchtune_decoder.cpu_layers import FusedFeedForward, FusedRMSNorm
 from hf_models.torchtune_decoder.dora import DoRALinear
 from hf_models.torchtune_decoder.lora_linear import FusedLoRALinear
 from hf_models.torchtune_decoder.rope import RotaryEmbedding
@@ -140,8 +139,8 @@ def build_decoder(
         TransformerSelfAttentionLayer(
             attn=_attention(config, make_linear, rope, max_seq_len, attn_dropout),
             mlp=_mlp(config, make_linear),
-            sa_norm=RMSNorm(config.hidden_size, eps=config.rms_norm_eps),
-            mlp_norm=RMSNorm(config.hidden_size, eps=config.rms_norm_eps),
+            sa_norm=FusedRMSNorm(config.hidden_size, eps=config.rms_norm_eps),
+            mlp_norm=FusedRMSNorm(config.hidden_size, eps=config.rms_norm_eps),
         )
         for _ in range(config.num_hidden_layers)
     )
@@ -152,7 +151,7 @@ def build_decoder(
         max_seq_len=max_seq_len,
         num_heads=config.num_attention_heads,
         head_dim=head_dim(config),
-        norm=RMSNorm(config.hidden_size, eps=config.rms_norm_eps),
+        norm=FusedRMSNorm(config.hidden_size, eps=config.rms_norm_eps),
         output=TiedLinear(embeddings)
         if config.tie_word_embeddings
         else make_linear("output", config.hidden_size, config.vocab_size, False),
@@ -173,8 +172,8 @@ def _attention(
     output_bias = config.model_type != "qwen2" and config.attention_bias
     norms = {}
     if config.model_type == "qwen3":
-        norms["q_norm"] = RMSNorm(width_head, eps=config.rms_norm_eps)
-        norms["k_norm"] = RMSNorm(width_head, eps=config.rms_norm_eps)
+        norms["q_norm"] = FusedRMSNorm(width_head, eps=config.rms_norm_eps)
+        norms["k_norm"] = FusedRMSNorm(width_head, eps=config.rms_norm_eps)
     return (QKNormAttention if norms else MultiHeadAttention)(
         # torchtune wants a multiple of the number of heads here and only stores it.
         embed_dim=width_q,
@@ -192,10 +191,10 @@ def _attention(
     )
 
 
-def _mlp(config: PreTrainedConfig, make_linear: MakeLinear) -> FeedForward:
+def _mlp(config: PreTrainedConfig, make_linear: MakeLinear) -> FusedFeedForward:
     width, inner = config.hidden_size, config.intermediate_size
     bias = getattr(config, "mlp_bias", False)
-    return FeedForward(
+    return FusedFeedForward(
         gate_proj=make_linear("w1", width, inner, bias),
         down_proj=make_linear("w2", inner, width, bias),
         up_proj=make_linear("w3", width, inner, bias),

@@ -57,7 +57,7 @@ class DecoderModel:
         given = with_mask(inputs) if texts is None else texts.inputs(inputs["tokens"])
         tokens = given.pop("tokens")
         recorder = LayerTaps(self.module, taps, truncate=not logits, stacks=self.stacks)
-        with recorder, _without_head(self.module, tokens.shape[1]):
+        with recorder, _without_head(self.module, 0 if texts is None else tokens.shape[1]):
             hidden = self.module(tokens, **given)
         outputs = dict(recorder.outputs)
         recorder.clear()

@@ -53,7 +53,8 @@ class RotaryEmbedding(nn.Module):
         cache = cache.to(x.dtype).view(-1, seq_len, 1, 2, x.shape[-1] // 2)
         cos, sin = cache.unbind(-2)
         x1, x2 = x.chunk(2, dim=-1)
-        return torch.cat([x1 * cos - x2 * sin, x2 * cos + x1 * sin], dim=-1)
+        halves = torch.addcmul(x1 * cos, x2, sin, value=-1), torch.addcmul(x2 * cos, x1, sin)
+        return torch.cat(halves, dim=-1)
 
 
 def _frequencies(config: PreTrainedConfig) -> tuple[torch.Tensor, float]:

@@ -94,7 +94,7 @@ class _ByText:
         sides = (side.split(mask.lengths, dim=2) for side in (q, k, v))
         # Heads come last in memory, as the output layer wants them.
         parts = [
-            F.scaled_dot_product_attention(*text, dropout_p=dropout_p, is_causal=True)
-            for text in zip(*sides, strict=True)
+            F.scaled_dot_product_attention(query, key, value, dropout_p=dropout_p, is_causal=True)
+            for query, key, value in zip(*sides, strict=True)
         ]
         return torch.cat([part.transpose(1, 2) for part in parts], dim=1).transpose(1, 2)

@@ -55,7 +55,10 @@ def collate(
         index = pad_sequence(met, batch_first=True, padding_value=UNPAIRED)
         scopes["matched"] = valid & (index != UNPAIRED)
         teacher = TeacherInputs(
-            {"tokens": read.tokens, "lengths": read.lengths}, read.labels, read.documents, index.clamp(min=0)
+            {"tokens": read.tokens, "lengths": read.lengths},
+            read.labels,
+            read.documents,
+            index.clamp(min=0),
         )
     return Batch(
         inputs,
