@@ -187,6 +187,10 @@ class TopK:
 
     # As the teacher's side of a tile.
 
+    @property
+    def logits(self) -> None:
+        """None: only some of them are known."""
+
     def copy(self) -> "TopK":
         """Return it: nobody overwrites it."""
         return self

@@ -1,4 +1,4 @@
-"""Texts that are read without padding, and layers with fewer passes, give what the plain ones do."""
+"""Texts that are read without padding, and layers with fewer passes: the plain ones' numbers."""
 
 import pytest
 import tiny

@@ -103,9 +103,9 @@ class ChunkedPass:
                 teacher = self.teacher.chunk_(positions, teacher_buffer)
             with_grad = result.with_grad and segment.trains
             labels = self.labels[positions]
-            self._add_sums_(result, segment.terms, student_CV, teacher, labels, with_grad)
+            grad = self._add_sums_(result, segment.terms, student_CV, teacher, labels, with_grad)
             if with_grad:
-                self._add_gradients(result, student_CV, positions)
+                self._add_gradients(result, grad, positions)
         return result
 
     def _start(self, needed: Sequence[bool]) -> PassResult:
@@ -133,8 +133,11 @@ class ChunkedPass:
         teacher: Chunk | None,
         labels: Tensor,
         with_grad: bool,
-    ) -> None:
-        """Add the chunk's sums; overwrite its student products with their gradient if needed."""
+    ) -> Tensor:
+        """Add the chunk's sums; return the gradient of its student products if needed.
+
+        It lies in the products' memory, unless the chunk is one tile that has made it elsewhere.
+        """
         rows = tile_rows(len(student_CV), student_CV.shape[1], student_CV.device)
         for start in range(0, len(student_CV), rows):
             part = slice(start, start + rows)
@@ -146,11 +149,14 @@ class ChunkedPass:
                 add_sums(result.sums, terms, tile)
                 continue
             slope = self.student.slope(student)
-            grad = add_sums_and_grad_(result.sums, terms, tile)
+            grad = add_sums_and_grad_(result.sums, terms, tile, self.student.head.weight.dtype)
             if slope is not None:
                 grad.mul_(slope)
+            if rows >= len(student_CV):
+                return grad
             if grad is not student_RV:
                 student_RV.copy_(grad)
+        return student_CV
 
     def _add_gradients(self, result: PassResult, grad_CV: Tensor, positions: Tensor) -> None:
         """Carry the chunk's gradient through the student's head."""

@@ -15,6 +15,10 @@ from kd_losses.divergences.categories import Categories, EachId
 class Side(Protocol):
     """What of the teacher a term may read for the rows of a tile: it picks the term's method."""
 
+    @property
+    def logits(self) -> Tensor | None:
+        """Whole rows ``[R, V]``; None where there are none."""
+
     def copy(self) -> Self:
         """Return one that may be overwritten while this one is still needed."""
 

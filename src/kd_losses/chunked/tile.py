@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kd_losses.chunked.fused import shared_softmax
 from kd_losses.chunked.sides import Side
 from kd_losses.chunked.terms import RowTerm
 from kd_losses.divergences.distribution import DistributionLoss
@@ -54,15 +55,20 @@ def add_sums(sums: list[Tensor], terms: Sequence[Weighted], tile: Tile) -> None:
         sums[place] += tile.per_token(term).sum()
 
 
-def add_sums_and_grad_(sums: list[Tensor], terms: Sequence[Weighted], tile: Tile) -> Tensor:
-    """Add every term's sum, and return the weighted gradient ``[R, V]``; overwrites the logits."""
+def add_sums_and_grad_(
+    sums: list[Tensor], terms: Sequence[Weighted], tile: Tile, dtype: torch.dtype
+) -> Tensor:
+    """Add every term's sum, and return the weighted gradient ``[R, V]``; overwrites the logits.
+
+    The gradient may come in ``dtype`` already, what it is to be multiplied in.
+    """
     add_sums(sums, [one for one in terms if one.term.observed], tile)
     trained = [one for one in terms if not one.term.observed]
     labelled = next((one for one in trained if one.term.on_labels), None)
     soft = [one for one in trained if not one.term.on_labels]
     shared = soft[0].term.distribution if len(soft) == 1 else None
     if labelled is not None and isinstance(shared, DistributionLoss):
-        return _shared_softmax_(sums, labelled, soft[0], shared, tile)
+        return _shared_softmax_(sums, (labelled, soft[0]), shared, tile, dtype)
 
     q_RV = None
     if labelled is not None:
@@ -77,10 +83,22 @@ def add_sums_and_grad_(sums: list[Tensor], terms: Sequence[Weighted], tile: Tile
 
 
 def _shared_softmax_(
-    sums: list[Tensor], labelled: Weighted, soft: Weighted, loss: DistributionLoss, tile: Tile
+    sums: list[Tensor],
+    terms: tuple[Weighted, Weighted],
+    loss: DistributionLoss,
+    tile: Tile,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Cross-entropy and a divergence of the same log q: one softmax and its backward serve both."""
+    labelled, soft = terms
     assert tile.teacher is not None
+    if tile.teacher.logits is not None:
+        sides = tile.student, tile.teacher.logits, tile.labels
+        fused = shared_softmax(loss, *sides, (labelled.weight, soft.weight), dtype)
+        if fused is not None:
+            sums[labelled.place] += fused.nll
+            sums[soft.place] += fused.value
+            return fused.grad
     log_p, student = tile.teacher.log_p(), tile.teacher.categories_(tile.student)
     sums[labelled.place] += student.nll(tile.labels).sum()
     value, slope = loss.divergence_and_slope(log_p, student.log_q, soft.weight)
