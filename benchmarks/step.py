@@ -1,4 +1,4 @@
-"""Time and memory of a whole optimizer step, side by side with torchtune's recipe and TRL's trainer.
+"""Time and memory of a whole optimizer step, beside torchtune's recipe and TRL's trainer.
 
     python benchmarks/step.py                                  # CPU, 2 cores: about 5 minutes
     python benchmarks/step.py --system torchtune --system "ours live" --steps 3
@@ -13,80 +13,25 @@ trl==1.16.0; without --trl it is measured if it can be imported.
 import argparse
 import importlib.metadata
 import json
-import os
 import platform
-import subprocess
-import sys
 import tempfile
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import random_models
 import step_report as report
 import torch
-from omegaconf import OmegaConf
-from step_job import Job, Row, row_of, to_json, write_rows
-from step_systems import SYSTEMS, ours_config
-from step_work import real_jobs
+from random_models import QWEN3_8B, TINY
+from step_job import Job, Row, to_json, write_rows
+from step_run import HERE, child, run
+from step_systems import SYSTEMS
+from step_work import Counts, random_jobs, real_jobs
 
-HERE = Path(__file__).parent
-CACHES = {
-    "ours cached hidden": ["cache.logits=hidden"],
-    "ours cached top-64": ["cache.logits=top_k", "cache.k=64"],
+SHAPES = {
+    "qwen3_8b": (QWEN3_8B, 1024, 4),  # tokens of a sample, samples of a step
+    "tiny": (TINY, 64, 2),
 }
-RECIPE = "kd_cache_teacher"
-
-
-def child(command: list[str], timeout: float, trl: str | None = None) -> tuple[str, str]:
-    """Run a process of ours; its last line, or why there is none."""
-    environment = dict(os.environ)
-    if trl is not None:
-        environment["PYTHONPATH"] = os.pathsep.join([trl, environment.get("PYTHONPATH", "")])
-    try:
-        done = subprocess.run(
-            [sys.executable, *command],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=timeout,
-            env=environment,
-        )
-    except subprocess.TimeoutExpired:
-        return "", f"not done in {timeout:.0f} s"
-    if done.returncode != 0:
-        return "", (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1][:160]
-    return (done.stdout.strip().splitlines() or [""])[-1], ""
-
-
-def make_cache(job: Job, timeout: float) -> tuple[Job, float, str]:
-    """Have the teacher's answers kept; the job that reads them, seconds, and what went wrong."""
-    folder = Path(job.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    cache, file = folder / "cache", folder / "config.yaml"
-    OmegaConf.save(ours_config(job), file)
-    start = time.perf_counter()
-    command = ["-m", RECIPE, "--config", str(file), f"cache_dir={cache}", *CACHES[job.system]]
-    _, reason = child(command, timeout)
-    if "No module named" in reason:
-        reason = f"there is no recipe {RECIPE}"
-    return replace(job, cache=str(cache)), time.perf_counter() - start, reason
-
-
-def run(job: Job, timeout: float, trl: str | None = None) -> Row:
-    """Measure one system in a process of its own."""
-    seconds = 0.0
-    if job.system in CACHES:
-        job, seconds, reason = make_cache(job, timeout)
-        if reason:
-            return Row(job, reason=reason)
-    path = trl if job.system == "trl" else None
-    line, reason = child([str(HERE / "step_measure.py"), to_json(job)], timeout, path)
-    row = Row(job, reason=reason) if reason else row_of(line)
-    if job.cache is not None:
-        files = (file for file in Path(job.cache).rglob("*") if file.is_file())
-        row.cache_seconds, row.cache_bytes = seconds, sum(file.stat().st_size for file in files)
-    return row
+ON_RANDOM = ["torchtune", "ours live", "ours cached hidden"]
 
 
 def machine() -> str:
@@ -111,32 +56,52 @@ def write(output: Path, name: str, title: str, rows: list[Row], floor: dict[str,
         report.picture(title, rows, floor or None, output / f"{name}.png")
 
 
+def make_jobs(args: argparse.Namespace, folder: Path) -> list[Job]:
+    """Models, samples and a job for each system."""
+    counts = Counts(args.warm_up, args.steps, args.profiled)
+    if args.shapes is None:
+        return real_jobs(folder, args.system or list(SYSTEMS), args.device, counts)
+    shape, length, batch_size = SHAPES[args.shapes]
+    command = [str(HERE / "random_models.py"), random_models.to_json(shape), str(folder)]
+    _, reason = child([*command, args.device], args.timeout)
+    if reason:
+        raise SystemExit(f"error: the models could not be made: {reason}")
+    print(f"made random models of {args.shapes}", flush=True)
+    systems = args.system or ON_RANDOM
+    return random_jobs(folder, shape, systems, args.device, counts, length, batch_size)
+
+
+def measure_all(jobs: list[Job], args: argparse.Namespace, name: str, title: str) -> None:
+    """The floor and every system, one after the other; what is known is written after each."""
+    line, reason = child([str(HERE / "step_floor.py"), to_json(jobs[0])], args.timeout)
+    print(f"floor: {reason or line}", flush=True)
+    floor = {} if reason else json.loads(line)
+    rows: list[Row] = []
+    for job in jobs:
+        rows.append(run(job, args.timeout, args.trl))
+        print(report.table(rows, floor or None).splitlines()[-1], flush=True)
+        write(args.output, name, title, rows, floor)
+
+
 def main() -> None:
-    """Measure the systems one after the other."""
+    """Measure the systems of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--system", action="append", choices=list(SYSTEMS), help="only these")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--shapes", choices=list(SHAPES), help="random models, nothing downloaded")
     parser.add_argument("--warm-up", type=int, default=1)
     parser.add_argument("--steps", type=int, default=5, help="timed steps; the median counts")
     parser.add_argument("--profiled", type=int, default=1, help="further steps, timed by phase")
-    parser.add_argument("--timeout", type=float, default=300, help="seconds for one system")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds for one process")
     parser.add_argument("--trl", help="folder that TRL was installed to")
     parser.add_argument("--output", type=Path, default=HERE / "results")
     args = parser.parse_args()
-    title = f"A whole step: SmolLM2-135M teaches 15 layers with LoRA, {args.device}"
+    models = args.shapes or "SmolLM2-135M, 15 of 30 layers"
+    title = f"A whole step: {models}, LoRA, {args.device}"
+    name = "-".join(filter(None, ["step", args.device, args.shapes]))
     with tempfile.TemporaryDirectory() as folder:
-        systems = args.system or list(SYSTEMS)
-        counts = (args.warm_up, args.steps, args.profiled)
-        jobs = real_jobs(Path(folder), systems, args.device, *counts)
-        line, reason = child([str(HERE / "step_floor.py"), to_json(jobs[0])], args.timeout)
-        print(reason or f"floor: {line}", flush=True)
-        floor = {} if reason else json.loads(line)
-        rows: list[Row] = []
-        for job in jobs:
-            rows.append(run(job, args.timeout, args.trl))
-            print(report.table(rows, floor or None).splitlines()[-1], flush=True)
-            write(args.output, f"step-{args.device}", title, rows, floor)
-    print(f"wrote {args.output}/step-{args.device}.md, .json and .png")
+        measure_all(make_jobs(args, Path(folder)), args, name, title)
+    print(f"wrote {args.output / name}.md, .json and .png")
 
 
 if __name__ == "__main__":

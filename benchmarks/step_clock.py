@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -50,7 +51,7 @@ class Clock:
     def seconds(self) -> list[float]:
         """Of each timed step."""
         marks = self._marks[self._warm_up : self._warm_up + self._steps + 1]
-        return [end - start for start, end in zip(marks, marks[1:], strict=False)]
+        return [end - start for start, end in pairwise(marks)]
 
     @property
     def timed_labels(self) -> list[float]:

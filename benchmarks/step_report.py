@@ -1,6 +1,6 @@
 """Tables and pictures of whole steps."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,31 +22,46 @@ def speed(row: Row) -> float:
     return median(row.speeds)
 
 
-def table(rows: Sequence[Row], floor: Mapping[str, Any] | None) -> str:
+def table(rows: Sequence[Row], floor: dict[str, Any] | None) -> str:
     """Return a markdown table: speed, memory, both beside torchtune's, and the floor's share."""
     base = next((row for row in rows if row.job.system == BASE and not row.reason), None)
-    lines = [
-        "| system | label tokens/s | slowest to fastest step | of the floor | × torchtune "
-        "| peak GB | × torchtune | GFLOP/s before, after | |",
-        "|---|--:|--:|--:|--:|--:|--:|--:|---|",
+    columns = [
+        "label tokens/s",
+        "slowest to fastest step",
+        "of the floor",
+        "× torchtune",
+        "peak GB",
+        "× torchtune",
+        "first step",
+        "GFLOP/s before, after",
     ]
+    lines = [f"| system | {' | '.join(columns)} | |", "|---|" + "--:|" * len(columns) + "---|"]
     for row in rows:
         if row.reason:
-            lines.append(f"| {row.job.system} | not measured: {row.reason} | | | | | | | |")
-            continue
-        share = "" if floor is None else f"{speed(row) / floor_speed(dict(floor), row.job.system):.0%}"
-        ratios = ("", "")
-        if base is not None:
-            ratios = (
-                f"{speed(row) / speed(base):.2f}",
-                f"{row.peak_bytes / base.peak_bytes:.2f}",
-            )
-        lines.append(
-            f"| {row.job.system} | {speed(row):.0f} | {min(row.speeds):.0f} to "
-            f"{max(row.speeds):.0f} | {share} | {ratios[0]} | {row.peak_bytes / GB:.2f} "
-            f"| {ratios[1]} | {', '.join(f'{x:.0f}' for x in row.gflops)} | {_remark(row)} |"
-        )
+            cells = [f"not measured: {row.reason}", *[""] * len(columns)]
+        else:
+            cells = [*_numbers(row, base, floor), _remark(row)]
+        lines.append(f"| {row.job.system} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _numbers(row: Row, base: Row | None, floor: dict[str, Any] | None) -> list[str]:
+    times = size = share = ""
+    if base is not None:
+        times = f"{speed(row) / speed(base):.2f}"
+        size = f"{row.peak_bytes / base.peak_bytes:.2f}"
+    if floor is not None:
+        share = f"{speed(row) / floor_speed(floor, row.job.system):.0%}"
+    return [
+        f"{speed(row):.0f}",
+        f"{min(row.speeds):.0f} to {max(row.speeds):.0f}",
+        share,
+        times,
+        f"{row.peak_bytes / GB:.2f}",
+        size,
+        ", ".join(f"{name} {value:.5g}" for name, value in row.first.items()),
+        ", ".join(f"{value:.0f}" for value in row.gflops),
+    ]
 
 
 def _remark(row: Row) -> str:
@@ -70,7 +85,7 @@ def phase_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def floor_table(floor: Mapping[str, Any]) -> str:
+def floor_table(floor: dict[str, Any]) -> str:
     """Return a markdown table: the matrix products of a step."""
     lines = ["| part | GFLOP | seconds at best |", "|---|--:|--:|"]
     for name, gflop in floor["gflop"].items():
@@ -82,7 +97,7 @@ def floor_table(floor: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def picture(title: str, rows: Sequence[Row], floor: Mapping[str, Any] | None, path: Path) -> None:
+def picture(title: str, rows: Sequence[Row], floor: dict[str, Any] | None, path: Path) -> None:
     """Draw speed, with each floor marked, and peak memory of every measured row."""
     measured = [row for row in rows if not row.reason]
     names = [row.job.system for row in measured]
@@ -91,7 +106,7 @@ def picture(title: str, rows: Sequence[Row], floor: Mapping[str, Any] | None, pa
     bars = left.barh(names, [speed(row) for row in measured], color=colours)
     left.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
     if floor is not None:
-        floors = [floor_speed(dict(floor), name) for name in names]
+        floors = [floor_speed(floor, name) for name in names]
         left.plot(floors, names, "|", color="black", markersize=16, label="matrix products alone")
         left.legend(fontsize=8, loc="lower right")
         left.set_xlim(right=1.1 * max(floors))

@@ -197,6 +197,6 @@ SYSTEMS: dict[str, Callable[[Job, Clock], None]] = {
 }
 # What each system leaves out, for whoever compares.
 NOTES = {
-    "torchtune": "its forward KL leaves out the teacher's entropy: another value, the same gradient",
+    "torchtune": "its KL leaves out the teacher's entropy: another value, the same gradient",
     "trl": "KL alone: its loss has no cross-entropy",
 }

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-from trl.experimental.gkd import GKDConfig, GKDTrainer  # noqa: E402
+from trl.experimental.gkd import GKDConfig, GKDTrainer
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
