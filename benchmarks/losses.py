@@ -102,8 +102,10 @@ def gpu_jobs(losses: list[str], repeats: int) -> Iterator[tuple[str, list[Job]]]
 
 
 def smaller(job: Job) -> Job:
-    """The same kind of row at a size that takes no time, to see it run."""
+    """The same kind of row at a size that takes no time, to see it run even without a GPU."""
     width, teacher_width = job.student_width // 16, job.teacher_width // 16
+    if not torch.cuda.is_available():
+        job = replace(job, device="cpu", dtype="float32")
     return replace(
         job,
         num_tokens=min(job.num_tokens // 8, 256),
