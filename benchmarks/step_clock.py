@@ -34,6 +34,7 @@ class Clock:
         self.first: dict[str, float] = {}
         self._inside: list[str] = []
         self._phases: Counter[str] = Counter()
+        self._of_this_step: Counter[str] = Counter()
 
     def start(self) -> None:
         """The first step begins."""
@@ -46,6 +47,8 @@ class Clock:
         self._since = self._marks[-1]
         self.labels.append(labels)
         self.first = self.first or values
+        self._phases += self._of_this_step
+        self._of_this_step.clear()
 
     @property
     def seconds(self) -> list[float]:
@@ -107,7 +110,7 @@ class Clock:
         """What has passed belongs to the innermost phase alone."""
         now = self._now()
         if self._inside:
-            self._phases[self._inside[-1]] += now - self._since
+            self._of_this_step[self._inside[-1]] += now - self._since
         self._since = now
 
     def _now(self) -> float:
