@@ -10,7 +10,7 @@
 #   WHEELS   a folder of wheels that are used beside what is installed, without any index
 #   INSTALL  1: pip install this project and benchmarks/requirements.txt
 #   OUT      where the results go (benchmarks/results)
-#   LIMIT    seconds for each part (240)
+#   LIMIT    seconds for each part (270)
 #   QUICK    1: tiny sizes, on the CPU where there is no GPU, to see it run
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -39,9 +39,9 @@ if [[ ${QUICK:-0} == 1 ]]; then
 fi
 
 part() {
-	echo "== $1, at most ${LIMIT:-240} s"
+	echo "== $1, at most ${LIMIT:-270} s"
 	shift
-	timeout --kill-after=10 "${LIMIT:-240}" "$python" "$@" || echo "ended with $?"
+	timeout --kill-after=10 "${LIMIT:-270}" "$python" "$@" || echo "ended with $?"
 }
 
 losses() {

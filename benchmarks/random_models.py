@@ -40,6 +40,11 @@ SMALL = Shape(256, 768, 8, 4, 4, 2, 49152, head_dim=64)
 TINY = Shape(64, 128, 4, 2, 2, 1, 1024, head_dim=32)
 
 
+def save(shape: Shape, root: Path, device: str) -> list[str]:
+    """The arguments of a process that writes its models."""
+    return [__file__, json.dumps(asdict(shape)), str(root), device]
+
+
 class RandomTokens(Dataset):
     """Rows of one length; a component of configs."""
 
@@ -75,11 +80,6 @@ def make_models(shape: Shape, root: Path, device: str) -> None:
     names = {"pad_token": "<pad>", "eos_token": "<pad>"}
     PreTrainedTokenizerFast(tokenizer_object=empty, **names).save_pretrained(teacher)
     init_student(teacher, root / "student", num_layers=shape.student_depth)
-
-
-def to_json(shape: Shape) -> str:
-    """What this file's command line reads."""
-    return json.dumps(asdict(shape))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python benchmarks/step.py                                  # CPU, 2 cores: about 5 minutes
     python benchmarks/step.py --system torchtune --system "ours live" --steps 3
     python benchmarks/step.py --trl FOLDER                     # where TRL was installed to
+    python benchmarks/step.py --growth                         # length, vocabulary, depth, cache
 
 The same teacher, student, LoRA, samples, type and optimizer for all; each system in a process of
 its own. The floor is the time of the step's matrix products alone, measured on this machine. Writes
@@ -18,12 +19,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import random_models
+import step_growth
 import step_report as report
 import torch
 from random_models import QWEN3_8B, TINY
 from step_job import Job, Row, to_json, write_rows
-from step_run import HERE, child, run
+from step_run import HERE, child, make_models, run
 from step_systems import SYSTEMS
 from step_work import Counts, random_jobs, real_jobs
 
@@ -62,10 +63,7 @@ def make_jobs(args: argparse.Namespace, folder: Path) -> list[Job]:
     if args.shapes is None:
         return real_jobs(folder, args.system or list(SYSTEMS), args.device, counts)
     shape, length, batch_size = SHAPES[args.shapes]
-    command = [str(HERE / "random_models.py"), random_models.to_json(shape), str(folder)]
-    _, reason = child([*command, args.device], args.timeout)
-    if reason:
-        raise SystemExit(f"error: the models could not be made: {reason}")
+    make_models(shape, folder, args.device, args.timeout)
     print(f"made random models of {args.shapes}", flush=True)
     systems = args.system or ON_RANDOM
     return random_jobs(folder, shape, systems, args.device, counts, length, batch_size)
@@ -95,7 +93,12 @@ def main() -> None:
     parser.add_argument("--timeout", type=float, default=300, help="seconds for one process")
     parser.add_argument("--trl", help="folder that TRL was installed to")
     parser.add_argument("--output", type=Path, default=HERE / "results")
+    parser.add_argument("--growth", action="store_true", help="small models that grow, instead")
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller points of growth")
     args = parser.parse_args()
+    if args.growth:
+        step_growth.measure(args.device, args.quick, args.timeout, args.output)
+        return
     models = args.shapes or "SmolLM2-135M, 15 of 30 layers"
     title = f"A whole step: {models}, LoRA, {args.device}"
     name = "-".join(filter(None, ["step", args.device, args.shapes]))

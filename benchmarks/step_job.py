@@ -20,6 +20,7 @@ class Job:
         lengths: Tokens of each sample, in the dataset's order.
         max_len: Samples are cut to it.
         batch_size: Samples, or packed rows, of a step.
+        shuffle: Whether the samples are drawn; only ours draw alike what is asked for.
         cache: Directory of the teacher's kept answers, for the systems that read them.
     """
 
@@ -31,6 +32,7 @@ class Job:
     lengths: list[int]
     max_len: int = 384
     batch_size: int = 4
+    shuffle: bool = False
     lora_rank: int = 64
     device: str = "cpu"
     dtype: str = "fp32"

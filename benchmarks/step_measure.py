@@ -13,7 +13,7 @@ from step_clock import Clock
 from step_job import Job, Row, job_of, to_json
 from step_systems import NOTES, SYSTEMS, NotMeasuredError
 
-PROBE = (1024, 576, 16384)  # rows, inner, columns
+PROBE = {"cpu": (1024, 576, 16384), "cuda": (4096, 4096, 4096)}  # rows, inner, columns
 
 
 def peak_bytes(device: str) -> int:
@@ -26,7 +26,7 @@ def peak_bytes(device: str) -> int:
 
 def probe(job: Job) -> float:
     """GFLOP/s of one matrix product now, the best of five: other programs make it less."""
-    rows, inner, columns = PROBE
+    rows, inner, columns = PROBE[job.device]
     dtype = torch.bfloat16 if job.dtype == "bf16" else torch.float32
     a = torch.randn(rows, inner, device=job.device, dtype=dtype)
     b = torch.randn(inner, columns, device=job.device, dtype=dtype)
@@ -42,6 +42,8 @@ def measure(job: Job) -> Row:
     """Run the system's steps."""
     row = Row(job, note=NOTES.get(job.system, ""))
     row.gflops.append(probe(job))
+    if job.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     clock = Clock(job.device, job.warm_up, job.steps)
     try:
         SYSTEMS[job.system](job, clock)

@@ -107,10 +107,10 @@ def picture(title: str, rows: Sequence[Row], floor: dict[str, Any] | None, path:
     left.bar_label(bars, fmt="%.0f", padding=3, fontsize=8)
     if floor is not None:
         floors = [floor_speed(floor, name) for name in names]
-        left.plot(floors, names, "|", color="black", markersize=16, label="matrix products alone")
-        left.legend(fontsize=8, loc="lower right")
+        left.plot(floors, names, "|", color="black", markersize=16)
         left.set_xlim(right=1.1 * max(floors))
-    left.set_xlabel("label tokens per second")
+    marks = "" if floor is None else "; black marks: its matrix products alone"
+    left.set_xlabel(f"label tokens per second{marks}")
     bars = right.barh(names, [row.peak_bytes / GB for row in measured], color=colours)
     right.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
     right.set_xlabel("peak memory of the process, GB")

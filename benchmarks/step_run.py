@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
+from random_models import Shape, save
 from step_job import Job, Row, row_of, to_json
 from step_systems import ours_config
 
@@ -37,6 +38,13 @@ def child(command: list[str], timeout: float, trl: str | None = None) -> tuple[s
     if done.returncode != 0:
         return "", (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1][:160]
     return (done.stdout.strip().splitlines() or [""])[-1], ""
+
+
+def make_models(shape: Shape, folder: Path, device: str, timeout: float) -> None:
+    """Write random models; a process of its own gives a GPU's memory back."""
+    _, reason = child(save(shape, folder, device), timeout)
+    if reason:
+        raise SystemExit(f"error: the models could not be made: {reason}")
 
 
 def make_cache(job: Job, timeout: float) -> tuple[Job, float, str]:

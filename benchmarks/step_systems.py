@@ -51,7 +51,7 @@ def base_config(job: Job) -> dict[str, Any]:
         "kd_ratio": CE_AND_KD,
         "dataset": job.dataset,
         "seed": 0,
-        "shuffle": False,
+        "shuffle": job.shuffle,
         "batch_size": job.batch_size,
         "epochs": 1,
         "max_steps_per_epoch": job.all_steps,
