@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import accumulate
+from statistics import median
 
 import torch
 from loss_systems import SYSTEMS, Inputs, System, ours
@@ -34,6 +35,7 @@ class Job:
     vocab_size: int = 49152
     unlabelled: float = 0.0
     chunk_size: int | None = None  # ours only; None: its own choice
+    cross_entropy: bool = True
     repeats: int = 5
 
 
@@ -42,6 +44,7 @@ class Row:
     job: Job
     floor_s: float = float("nan")
     time_s: float = float("nan")
+    median_s: float = float("nan")
     peak_bytes: int = 0
     retained_bytes: int = 0
     divergence: float = float("nan")
@@ -121,8 +124,8 @@ def _allocated(run: profile) -> list[int]:
     return [0, *accumulate(event.nbytes() for event in events)]
 
 
-def reference(loss: kd_losses.KDLoss, inputs: Inputs) -> tuple[float, Tensor]:
-    """Mean divergence, and gradient of the mean CE plus divergence, in float64."""
+def reference(loss: kd_losses.KDLoss, inputs: Inputs, ce: float) -> tuple[float, Tensor]:
+    """Mean divergence, and gradient of its sum with ``ce`` times the mean CE, in float64."""
     head, teacher_head = inputs.student_head.double(), inputs.teacher_head.double()
     counted = (inputs.labels != -100).nonzero().squeeze(-1)
     gradient = torch.zeros_like(inputs.student_hidden, dtype=torch.float64)
@@ -131,7 +134,8 @@ def reference(loss: kd_losses.KDLoss, inputs: Inputs) -> tuple[float, Tensor]:
         hidden = inputs.student_hidden.detach()[rows].double().requires_grad_()
         logits, labels = hidden @ head.t(), inputs.labels[rows]
         kd = loss.per_token(logits, inputs.teacher_hidden[rows].double() @ teacher_head.t(), labels)
-        total = kd.sum() + torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        hard = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        total = kd.sum() + ce * hard
         (gradient[rows],) = torch.autograd.grad(total / len(counted), hidden)
         divergence += kd.sum().item() / len(counted)
     return divergence, gradient
@@ -140,9 +144,10 @@ def reference(loss: kd_losses.KDLoss, inputs: Inputs) -> tuple[float, Tensor]:
 def measure(job: Job) -> Row:
     loss = getattr(kd_losses, job.loss)(**job.parameters)
     try:
-        system = SYSTEMS[job.system](loss)
+        ce = float(job.cross_entropy)
+        system = SYSTEMS[job.system](loss, ce)
         if job.chunk_size:
-            system = ours(loss, job.chunk_size)
+            system = ours(loss, ce, job.chunk_size)
     except ImportError:
         return Row(job, reason="not installed")
     inputs = make_inputs(job)
@@ -154,10 +159,10 @@ def measure(job: Job) -> Row:
 
     step()  # warm-up; Liger compiles here
     times = [(seconds(floor, job.device), seconds(step, job.device)) for _ in range(job.repeats)]
-    row = Row(job, min(t for t, _ in times), min(t for _, t in times))
+    row = Row(job, min(t for t, _ in times), min(t for _, t in times), median(t for _, t in times))
     del floor
     row.peak_bytes, row.retained_bytes = memory(system, inputs)
-    row.divergence, wanted = reference(loss, inputs)
+    row.divergence, wanted = reference(loss, inputs, ce)
     grad = inputs.student_hidden.grad
     assert grad is not None
     row.gradient_error = ((grad.double() - wanted).norm() / wanted.norm()).item()

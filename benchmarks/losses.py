@@ -2,11 +2,13 @@
 
     python benchmarks/losses.py                      # everything this machine can run, about 25 min
     python benchmarks/losses.py --loss ForwardKLLoss --repeats 3
+    python benchmarks/losses.py --loss ForwardKLLoss --device cuda     # a minute or two
 
 Every row is a process of its own: forward and backward from hidden states, cross-entropy included.
 Times are compared with the *floor*, the three matrix products that no implementation can avoid,
 timed alternately with the row in the same process. Writes a table and a picture to
-benchmarks/results/. TRL and Liger are measured where they are installed.
+benchmarks/results/. TRL and Liger are measured where they are installed: pip install -r
+benchmarks/requirements.txt.
 """
 
 import argparse
@@ -15,7 +17,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import matplotlib
@@ -73,7 +75,9 @@ def cpu_jobs(losses: list[str], repeats: int) -> Iterator[tuple[str, list[Job]]]
 
 
 def gpu_jobs(losses: list[str], repeats: int) -> Iterator[tuple[str, list[Job]]]:
-    """Yield titled groups of rows for a GPU."""
+    """Yield titled groups of rows for a GPU; only there do all peers have kernels."""
+    trl_losses = PEERS[1][1]
+    peers = [*PEERS, ("TRL chunked", trl_losses), ("Liger", trl_losses)]
     for width in (1024, 4096):
         jobs = [
             Job(
@@ -88,11 +92,28 @@ def gpu_jobs(losses: list[str], repeats: int) -> Iterator[tuple[str, list[Job]]]
                 vocab_size=151936,
                 repeats=repeats,
             )
-            for system, names in [("ours", LOSSES), *PEERS, ("Liger", PEERS[1][1])]
+            for system, names in [("ours", LOSSES), *peers]
             for loss in names
             if loss in losses
         ]
-        yield f"8192 tokens, width {width} from 4096, vocabulary 151936, bf16, GPU", jobs
+        alone = [replace(job, cross_entropy=False) for job in jobs if job.loss == "ForwardKLLoss"]
+        shape = f"8192 tokens, width {width} from 4096, vocabulary 151936, bf16, GPU"
+        yield shape, [*jobs, *alone]
+
+
+def smaller(job: Job) -> Job:
+    """The same kind of row at a size that takes no time, to see it run even without a GPU."""
+    width, teacher_width = job.student_width // 16, job.teacher_width // 16
+    if not torch.cuda.is_available():
+        job = replace(job, device="cpu", dtype="float32")
+    return replace(
+        job,
+        num_tokens=min(job.num_tokens // 8, 256),
+        student_width=width,
+        teacher_width=teacher_width,
+        vocab_size=1003,
+        repeats=min(job.repeats, 2),
+    )
 
 
 def run(job: Job) -> Row:
@@ -110,19 +131,21 @@ def run(job: Job) -> Row:
 def table(rows: list[Row]) -> str:
     """Return a markdown table; errors are relative to float64."""
     lines = [
-        "| system | loss | tokens | chunk | ms | × floor | peak MB | retained MB | value error "
-        "| gradient error |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|",
+        "| system | loss | tokens | chunk | ms | median ms | × floor | peak MB | retained MB "
+        "| value error | gradient error |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for row in rows:
         chunk = row.job.chunk_size or ("auto" if row.job.system == "ours" else "")
-        start = f"| {row.job.system} | {row.job.loss} | {row.job.num_tokens} | {chunk} |"
+        loss = row.job.loss + ("" if row.job.cross_entropy else " alone")
+        start = f"| {row.job.system} | {loss} | {row.job.num_tokens} | {chunk} |"
         if row.reason:
-            lines.append(f"{start} not measured ({row.reason}) | | | | | |")
+            lines.append(f"{start} not measured ({row.reason}) | | | | | | |")
             continue
         value = "other definition" if row.value_error is None else f"{row.value_error:.1e}"
         lines.append(
-            f"{start} {row.time_s * 1e3:.0f} | {row.time_s / row.floor_s:.2f} "
+            f"{start} {row.time_s * 1e3:.4g} | {row.median_s * 1e3:.4g} "
+            f"| {row.time_s / row.floor_s:.2f} "
             f"| {row.peak_bytes / 1e6:.0f} | {row.retained_bytes / 1e6:.1f} "
             f"| {value} | {row.gradient_error:.1e} |"
         )
@@ -139,7 +162,11 @@ def environment() -> str:
 
 def picture(title: str, rows: list[Row], path: Path) -> None:
     """Draw time over the floor and peak memory of every measured row."""
-    names = [f"{row.job.system}: {row.job.loss.removesuffix('Loss')}" for row in rows]
+    names = [
+        f"{row.job.system}: {row.job.loss.removesuffix('Loss')}"
+        + ("" if row.job.cross_entropy else " alone")
+        for row in rows
+    ]
     colours = ["tab:blue" if row.job.system == "ours" else "tab:gray" for row in rows]
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 0.3 * len(rows) + 1.5), sharey=True)
     left.barh(names, [row.time_s / row.floor_s for row in rows], color=colours)
@@ -161,23 +188,38 @@ def main() -> None:
     parser.add_argument(
         "--repeats", type=int, default=9, help="timed runs per row; the best counts"
     )
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="only the rows of this device")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see it run")
     parser.add_argument("--output", type=Path, default=HERE / "results")
     args = parser.parse_args()
-    losses = args.loss or LOSSES
-    args.output.mkdir(parents=True, exist_ok=True)
-    sections = [f"# Loss stage\n\n{environment()}; the best of {args.repeats} runs\n"]
-    groups = [*cpu_jobs(losses, args.repeats), *gpu_jobs(losses, args.repeats)]
+    groups = {"cpu": cpu_jobs, "cuda": gpu_jobs}
+    wanted = [args.device] if args.device else list(groups)
+    found = [group for name in wanted for group in groups[name](args.loss or LOSSES, args.repeats)]
+    name = "-".join(filter(None, ["losses", args.device, "quick" if args.quick else None]))
+    measure_all(found, args.output / name, args.quick, args.repeats)
+
+
+def measure_all(groups: list[tuple[str, list[Job]]], stem: Path, quick: bool, repeats: int) -> None:
+    """Measure group after group; what is known is written after each row."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    sections = [f"# Loss stage\n\n{environment()}; ms: the best of {repeats} runs\n"]
+    measured: list[Row] = []
     for number, (title, jobs) in enumerate(groups):
-        rows = []
-        for job in jobs:
+        rows: list[Row] = []
+        for job in map(smaller, jobs) if quick else jobs:
             rows.append(run(job))
             print(table(rows[-1:]).splitlines()[-1], flush=True)
-        sections.append(f"## {title}\n\n{table(rows)}\n")
-        (args.output / "losses.md").write_text("\n".join(sections))
-        measured = [row for row in rows if not row.reason]
-        if number == 0 and measured:
-            picture(title, measured, args.output / "losses.png")
-    print(f"wrote {args.output / 'losses.md'}")
+            section = f"## {title}{', made small' if quick else ''}\n\n{table(rows)}\n"
+            stem.with_suffix(".md").write_text("\n".join([*sections, section]))
+            everything = [asdict(row) for row in measured + rows]
+            stem.with_suffix(".json").write_text(json.dumps(everything, indent=1) + "\n")
+        measured += rows
+        sections.append(section)
+        drawn = [row for row in rows if not row.reason]
+        if drawn and (number == 0 or jobs[0].device == "cuda"):
+            last = f"-{number}" if number else ""
+            picture(title, drawn, stem.with_name(f"{stem.name}{last}.png"))
+    print(f"wrote {stem}.md")
 
 
 if __name__ == "__main__":

@@ -17,11 +17,8 @@ from unittest import mock
 
 import torch
 from omegaconf import OmegaConf
-from tokenizers import Tokenizer, models
-from torch.utils.data import Dataset
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
+from random_models import Shape, make_models
 
-from hf_models import init_student
 from kd_config.check import check_config
 from kd_training import OneDevice, run
 
@@ -36,60 +33,25 @@ LORA = {
 }
 
 
-class RandomTokens(Dataset):
-    """Rows of one length; a component of the configs below."""
-
-    def __init__(self, tokenizer: Any, size: int, length: int, vocab_size: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        self._rows = torch.randint(vocab_size, (size, length), generator=generator)
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, list[int]]:
-        row = self._rows[index].tolist()
-        return {"tokens": row, "labels": row}
-
-
-def make_models(root: Path, options: argparse.Namespace) -> None:
-    """A random teacher with a tokenizer of no account, and its student."""
-    heads = max(options.width // 64, 1)
-    config = Qwen3Config(
-        vocab_size=options.vocab_size,
-        hidden_size=options.width,
-        intermediate_size=3 * options.width,
-        num_hidden_layers=options.depth,
-        num_attention_heads=heads,
-        num_key_value_heads=max(heads // 2, 1),
-        head_dim=128,
-        max_position_embeddings=4096,
-        tie_word_embeddings=True,
-    )
-    with torch.device(options.device):
-        AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(root / "t")
-    empty = Tokenizer(models.WordLevel({"<pad>": 0}, unk_token="<pad>"))
-    PreTrainedTokenizerFast(tokenizer_object=empty, pad_token="<pad>").save_pretrained(root / "t")
-    init_student(root / "t", root / "s", num_layers=options.depth // 2)
-
-
 def config_of(kind: str, root: Path, options: argparse.Namespace) -> Any:
     """A run of so many steps through one of the two builders."""
-    files = {"_component_": "hf_models.HFCheckpointer", "checkpoint_dir": str(root / "s")}
-    model = LORA[kind] | {"checkpoint_dir": str(root / "s"), "lora_rank": 64, "lora_alpha": 64}
+    teacher, student = str(root / "teacher"), str(root / "student")
+    files = {"_component_": "hf_models.HFCheckpointer", "checkpoint_dir": student}
+    model = LORA[kind] | {"checkpoint_dir": student, "lora_rank": 64, "lora_alpha": 64}
     size = options.steps * options.batch_size
     rows = {"size": size, "length": options.length, "vocab_size": options.vocab_size}
     config = {
         "output_dir": str(root / kind),
         "model": model,
-        "teacher_model": {"_component_": f"hf_models.{kind}", "checkpoint_dir": str(root / "t")},
-        "tokenizer": {"_component_": "hf_models.tokenizer", "checkpoint_dir": str(root / "t")},
+        "teacher_model": {"_component_": f"hf_models.{kind}", "checkpoint_dir": teacher},
+        "tokenizer": {"_component_": "hf_models.tokenizer", "checkpoint_dir": teacher},
         "checkpointer": files | {"output_dir": "${output_dir}"},
-        "teacher_checkpointer": files | {"checkpoint_dir": str(root / "t")},
+        "teacher_checkpointer": files | {"checkpoint_dir": teacher},
         "kd_loss": {"_component_": "kd_losses.ForwardKLLoss"},
         "loss_scaling": {"enabled": True, "manual_scales": {"ce": 1.0, "kd": 1.0, "ir": 3.0}},
         "layer_mapping": "forward",
         "ir_loss": {"_component_": "layer_mapping.CosineLoss"},
-        "dataset": {"_component_": "model_kinds.RandomTokens", **rows},
+        "dataset": {"_component_": "random_models.RandomTokens", **rows},
         "batch_size": options.batch_size,
         "optimizer": {"_component_": "torch.optim.AdamW", "lr": 1e-4},
         "device": options.device,
@@ -122,8 +84,18 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default)
     parser.add_argument("--device", default="cuda")
     options = parser.parse_args()
+    heads = max(options.width // 64, 1)
+    shape = Shape(
+        width=options.width,
+        intermediate=3 * options.width,
+        depth=options.depth,
+        student_depth=options.depth // 2,
+        heads=heads,
+        kv_heads=max(heads // 2, 1),
+        vocab_size=options.vocab_size,
+    )
     with tempfile.TemporaryDirectory() as folder:
-        make_models(Path(folder), options)
+        make_models(shape, Path(folder), options.device)
         results = [measure(kind, Path(folder), options) for kind in [*LORA, *LORA]]
     print("\n".join(results))
 
