@@ -56,14 +56,14 @@ def card_facts(cfg: DictConfig, with_teacher: bool = True, task: str = "causal_l
     """The facts of a config, resolved or not; of the teacher if the run has one in use."""
     with environment_unresolved():
         public = public_config(cfg)
-        teacher = model_directory(public, "teacher_") if with_teacher else None
+        teacher = _teacher(public) if with_teacher else None
         rank = OmegaConf.select(public, "model.lora_rank")
         kind = "DoRA" if public.model.get("use_dora") else "LoRA"
         return CardFacts(
             name=last_part(public.output_dir),
             output_dir=str(public.output_dir),
             base=model_directory(public),
-            teacher=teacher and last_part(teacher),
+            teacher=teacher,
             method=f"{kind} of rank {rank}, merged" if rank else "all weights",
             optimizer=component_text(public.optimizer),
             precision=_precision(public, rank),
@@ -74,6 +74,18 @@ def card_facts(cfg: DictConfig, with_teacher: bool = True, task: str = "causal_l
             config=OmegaConf.to_yaml(public),
             task=task,
         )
+
+
+def _teacher(cfg: DictConfig) -> str | None:
+    """Whoever has taught, or whose kept answers have."""
+    several = cfg.get("teachers") or {}
+    if several:
+        own = (model_directory(node) or node.get("cache") for node in several.values())
+        return " and ".join(last_part(str(one)) for one in own)
+    if cfg.get("teacher_model") == "base":
+        return f"{last_part(model_directory(cfg) or '')} (its own base)"
+    found = model_directory(cfg, "teacher_") or cfg.get("teacher_cache")
+    return found and last_part(str(found))
 
 
 def last_part(path: str) -> str:
