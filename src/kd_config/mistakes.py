@@ -33,6 +33,8 @@ def in_words(error: ValidationError) -> str:
         parent = section(path[:-1])
         known = [] if parent is None else list(parent.model_fields)
         return f"{key} is no key of a run{nearest(path[-1], known)}"
+    if takes_names(path):
+        return f"{key} is {first['input']!r}; it must hold names, each with keys of its own"
     inner = section(path)
     if inner is not None:
         names = ", ".join(inner.model_fields)
