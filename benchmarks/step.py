@@ -32,6 +32,11 @@ SHAPES = {
     "qwen3_8b": (QWEN3_8B, 1024, 4),  # tokens of a sample, samples of a step
     "tiny": (TINY, 64, 2),
 }
+ABOUT_PHASES = (
+    "From steps of their own, not the timed ones. Ours take the loss's gradient with regard to the "
+    "hidden states in the loss stage; the others take it in the backward. Both heads' projections "
+    "are in the loss stage for all."
+)
 ON_RANDOM = ["torchtune", "ours live", "ours cached hidden"]
 
 
@@ -49,7 +54,7 @@ def write(output: Path, name: str, title: str, rows: list[Row], floor: dict[str,
     """All that is known by now."""
     output.mkdir(parents=True, exist_ok=True)
     parts = [f"# {title}", machine(), report.table(rows, floor or None)]
-    parts += ["## Seconds of a step by phase", report.phase_table(rows)]
+    parts += ["## Seconds by phase, for 1000 label tokens", report.phase_table(rows), ABOUT_PHASES]
     parts += ["## Matrix products of a step", report.floor_table(floor)] if floor else []
     (output / f"{name}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     write_rows(output / f"{name}.json", rows, title=title, machine=machine(), floor=floor)

@@ -2,7 +2,6 @@
 
 import functools
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -33,8 +32,8 @@ class Clock:
         self.labels: list[float] = []
         self.first: dict[str, float] = {}
         self._inside: list[str] = []
-        self._phases: Counter[str] = Counter()
-        self._of_this_step: Counter[str] = Counter()
+        self._phases: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        self._of_this_step = dict(self._phases)
 
     def start(self) -> None:
         """The first step begins."""
@@ -47,8 +46,9 @@ class Clock:
         self._since = self._marks[-1]
         self.labels.append(labels)
         self.first = self.first or values
-        self._phases += self._of_this_step
-        self._of_this_step.clear()
+        for name, seconds in self._of_this_step.items():
+            self._phases[name] += seconds
+            self._of_this_step[name] = 0.0
 
     @property
     def seconds(self) -> list[float]:
@@ -60,6 +60,12 @@ class Clock:
     def timed_labels(self) -> list[float]:
         """Label tokens of each timed step."""
         return self.labels[self._warm_up : self._warm_up + self._steps]
+
+    @property
+    def profiled_labels(self) -> float:
+        """Mean label tokens of a profiled step."""
+        labels = self.labels[self._warm_up + self._steps :]
+        return sum(labels) / len(labels) if labels else 0.0
 
     @property
     def phases(self) -> dict[str, float]:

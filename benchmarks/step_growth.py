@@ -7,6 +7,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -55,12 +56,12 @@ def points(quick: bool) -> list[Point]:
     depths = [1, 2] if quick else [1, 2, 4, 8]
     documents = [32, 64] if quick else [64, 256, 1024, 4096]
     base = replace(SMALL, vocab_size=1024) if quick else SMALL
-    short = {"length": 128, "batch_size": 4, "systems": (CACHED,)}
+    cached = partial(Point, CACHE, length=128, batch_size=4, systems=(CACHED,))
     return [
         *(Point(LENGTH, n, base, length=n) for n in lengths),
         *(Point(VOCABULARY, n, replace(base, vocab_size=n)) for n in vocabularies),
         *(Point(DEPTH, n, replace(base, student_depth=n)) for n in depths),
-        *(Point(CACHE, n, base, documents=n, **short) for n in documents),
+        *(cached(n, base, documents=n) for n in documents),
     ]
 
 

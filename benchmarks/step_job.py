@@ -61,7 +61,8 @@ class Row:
         seconds: Of each timed step, from the end of the one before: the data's part is in it.
         labels: Label tokens of each timed step.
         peak_bytes: Of the whole process: resident on the CPU, allocated by torch on a GPU.
-        phases: Seconds of a step by phase, from the profiled steps.
+        phases: Seconds of a profiled step by phase.
+        profiled_labels: Label tokens of a profiled step.
         first: The first step's losses, as the system names them.
         gflops: What the machine did in one matrix product, before and after.
         cache_seconds: What making the cache took, with the start of its process.
@@ -75,6 +76,7 @@ class Row:
     labels: list[float] = field(default_factory=list)
     peak_bytes: int = 0
     phases: dict[str, float] = field(default_factory=dict)
+    profiled_labels: float = 0.0
     first: dict[str, float] = field(default_factory=dict)
     gflops: list[float] = field(default_factory=list)
     cache_seconds: float = 0.0

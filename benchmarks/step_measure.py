@@ -52,7 +52,7 @@ def measure(job: Job) -> Row:
     row.peak_bytes = peak_bytes(job.device)
     row.gflops.append(probe(job))
     row.seconds, row.labels = clock.seconds, clock.timed_labels
-    row.phases, row.first = clock.phases, clock.first
+    row.phases, row.profiled_labels, row.first = clock.phases, clock.profiled_labels, clock.first
     return row
 
 

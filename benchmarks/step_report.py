@@ -72,15 +72,16 @@ def _remark(row: Row) -> str:
 
 
 def phase_table(rows: Sequence[Row]) -> str:
-    """Return a markdown table: seconds of a profiled step by phase."""
+    """Return a markdown table: seconds by phase, for 1000 label tokens of the profiled steps."""
     measured = [row for row in rows if row.phases]
     lines = [
         "| system | " + " | ".join(PHASES) + " | sum |",
         "|---|" + "--:|" * (len(PHASES) + 1),
     ]
     for row in measured:
-        cells = [f"{row.phases[name]:.3f}" for name in PHASES]
-        whole = sum(row.phases.values())
+        per_thousand = 1000 / row.profiled_labels
+        cells = [f"{row.phases[name] * per_thousand:.3f}" for name in PHASES]
+        whole = sum(row.phases.values()) * per_thousand
         lines.append(f"| {row.job.system} | {' | '.join(cells)} | {whole:.3f} |")
     return "\n".join(lines)
 

@@ -123,12 +123,11 @@ def torchtune(job: Job, clock: Clock) -> None:
     torchtune has neither Qwen3 nor a tokenizer with a chat template; losses, data loading, loop and
     optimizer step are the recipe's, with its own chunked losses.
     """
+    names = {"loss": "CEWithChunkedOutputLoss", "kd_loss": "ForwardKLWithChunkedOutputLoss"}
     losses = {
-        "loss": {"_component_": "torchtune.modules.loss.CEWithChunkedOutputLoss"},
-        "kd_loss": {"_component_": "torchtune.modules.loss.ForwardKLWithChunkedOutputLoss"},
+        key: {"_component_": f"torchtune.modules.loss.{name}", "num_output_chunks": NUM_CHUNKS}
+        for key, name in names.items()
     }
-    for node in losses.values():
-        node["num_output_chunks"] = NUM_CHUNKS  # type: ignore[assignment]
     schedule = "torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup"
     recipe_only = {
         "metric_logger": {"_component_": "step_systems.Ticks"},

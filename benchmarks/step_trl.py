@@ -4,17 +4,21 @@ import os
 from typing import Any
 
 import torch
+from datasets import Dataset
+from omegaconf import OmegaConf
 from peft import LoraConfig
 from step_clock import BACKWARD, DATA, LOSS, OPTIMIZER, STUDENT, TEACHER, Clock
 from step_job import Job
 from torch.utils.data import dataloader
+from torchtune import config
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
-    PreTrainedModel,
     TrainerCallback,
 )
+
+from hf_models import HFTokenizer
 
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 from trl.experimental.gkd import GKDConfig, GKDTrainer
@@ -62,10 +66,10 @@ def train(job: Job, clock: Clock, learning_rate: float) -> None:
     trainer.train()
 
 
-def _model(directory: str, job: Job) -> PreTrainedModel:
+def _model(directory: str, job: Job) -> Any:
     dtype = torch.bfloat16 if job.dtype == "bf16" else torch.float32
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
-    return model.to(job.device)  # type: ignore[no-any-return]
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+    return model.to(job.device)
 
 
 def _arguments(job: Job, learning_rate: float) -> Any:
@@ -94,23 +98,12 @@ def _arguments(job: Job, learning_rate: float) -> Any:
 
 def _samples(job: Job) -> Any:
     """Rows of token ids and labels, read as everyone reads them."""
-    from datasets import Dataset
-    from torchtune import config
-
-    from hf_models import HFTokenizer
-
     tokenizer = HFTokenizer(job.teacher, max_seq_len=job.max_len)
-    read = config.instantiate(_node(job), tokenizer)
+    read: Any = config.instantiate(OmegaConf.create(job.dataset), tokenizer)
     rows = [read[i] for i in range(len(read))]
     return Dataset.from_list(
         [{"input_ids": row["tokens"], "labels": row["labels"]} for row in rows]
     )
-
-
-def _node(job: Job) -> Any:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.create(job.dataset)
 
 
 def _watch(trainer: Any, ticks: Ticks, clock: Clock) -> None:

@@ -4,14 +4,13 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 from random_models import Shape
 from step_job import Job
-from torchtune.datasets import text_completion_dataset
 
 from hf_models import HFTokenizer
-from kd_data.packing import pack
 
 TEACHER = Path("models/SmolLM2-135M-Instruct")
 STUDENT = Path("models/smollm2-15-layers")
@@ -55,23 +54,25 @@ def real_jobs(folder: Path, systems: list[str], device: str, counts: Counts) -> 
     if size * 2 > len(rows):
         raise ValueError(f"{TEXTS} has {len(rows)} passages, too few for {size} and packed rows")
     file.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    lengths = [len(tokenizer.encode(json.loads(row)["text"])) for row in rows[:size]]
+    texts = (json.loads(row)["text"] for row in rows[:size])
+    lengths = [min(len(tokenizer.encode(text)), MAX_LEN) for text in texts]
     base = Job(
         system="",
         folder="",
         teacher=str(TEACHER),
         student=str(STUDENT),
         dataset=_texts(file, size),
-        lengths=[min(n, MAX_LEN) for n in lengths],
+        lengths=lengths,
         max_len=MAX_LEN,
         batch_size=BATCH_SIZE,
         device=device,
         dtype=_dtype(device),
         **counts._asdict(),
     )
-    packed = {
+    packed: dict[str, Any] = {
         "dataset": _texts(file, 2 * size) | {"packed": True},
-        "batch_size": _packed_batch_size(file, tokenizer, size),
+        # Every packed row is full: torchtune splits the passage at its end.
+        "batch_size": max(1, round(BATCH_SIZE * mean(lengths) / MAX_LEN)),
     }
     return [
         replace(job, **packed) if job.system == "ours packed" else job
@@ -114,10 +115,3 @@ def _each(base: Job, folder: Path, systems: list[str]) -> list[Job]:
 
 def _dtype(device: str) -> str:
     return "bf16" if device == "cuda" else "fp32"
-
-
-def _packed_batch_size(file: Path, tokenizer: HFTokenizer, size: int) -> int:
-    """Packed rows with about as many tokens as a step of single samples."""
-    split = f"train[:{size}]"
-    texts = text_completion_dataset(tokenizer, "json", "text", split=split, data_files=str(file))
-    return max(1, round(BATCH_SIZE * len(pack(texts, tokenizer)) / size))

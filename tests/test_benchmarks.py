@@ -91,13 +91,14 @@ FLOOR = {
 }
 PHASES = dict.fromkeys(step_clock.PHASES, 0.1)
 ROWS = [
-    Row(JOB, [1.0, 0.5, 0.25], [20, 20, 20], 4 * 10**9, PHASES, {"ce": 2.5}, [150, 160]),
+    Row(JOB, [1.0, 0.5, 0.25], [20, 20, 20], 4 * 10**9, PHASES, 500, {"ce": 2.5}, [150, 160]),
     Row(
         replace(JOB, system="ours cached hidden"),
         [0.2, 0.2, 0.25],
         [20, 20, 20],
         10**9,
         PHASES,
+        500,
         {"ce": 2.5},
         cache_bytes=5 * 10**6,
         cache_seconds=7.0,
@@ -132,7 +133,7 @@ def test_tables_compare_with_torchtune_and_the_floor():
     assert "5 MB, made in 7 s" in cached
     assert "trl is not installed" in missing
     assert len({line.count("|") for line in step_report.table(ROWS, FLOOR).splitlines()}) == 1
-    assert f"| {0.1 * len(step_clock.PHASES):.3f} |" in step_report.phase_table(ROWS)
+    assert f"| {0.2 * len(step_clock.PHASES):.3f} |" in step_report.phase_table(ROWS)
     assert "| all, 20 label tokens | 40.0 | 0.200 |" in step_report.floor_table(FLOOR)
 
 
@@ -162,6 +163,7 @@ def test_the_clock_gives_each_moment_to_one_phase(monkeypatch):
         clock.tick(7, ce=1.0)
     assert clock.seconds == [1, 1]
     assert clock.timed_labels == [7, 7]
+    assert clock.profiled_labels == 7
     assert clock.first == {"ce": 1.0}
     # Seven ticks of the clock: one for the data, one for the head, one on either side of it.
     assert clock.phases[step_clock.STUDENT] == 2
