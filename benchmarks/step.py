@@ -76,7 +76,8 @@ def make_jobs(args: argparse.Namespace, folder: Path) -> list[Job]:
 
 def measure_all(jobs: list[Job], args: argparse.Namespace, name: str, title: str) -> None:
     """The floor and every system, one after the other; what is known is written after each."""
-    line, reason = child([str(HERE / "step_floor.py"), to_json(jobs[0])], args.timeout)
+    usual = max(jobs, key=lambda job: job.batch_size)  # a packed row has several samples
+    line, reason = child([str(HERE / "step_floor.py"), to_json(usual)], args.timeout)
     print(f"floor: {reason or line}", flush=True)
     floor = {} if reason else json.loads(line)
     rows: list[Row] = []
