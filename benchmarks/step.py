@@ -15,6 +15,8 @@ import argparse
 import importlib.metadata
 import json
 import platform
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,8 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="small models that grow, instead")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller points of growth")
     args = parser.parse_args()
+    # A time limit's signal ends the process that measures too, and the models do not stay behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if args.growth:
         step_growth.measure(args.device, args.quick, args.timeout, args.output)
         return
