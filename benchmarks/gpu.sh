@@ -29,6 +29,7 @@ elif [[ ${INSTALL:-0} == 1 ]]; then
 	"$python" -m pip install --quiet . -r benchmarks/requirements.txt
 fi
 
+failed=0
 device=cuda
 shapes=qwen3_8b
 quick=()
@@ -41,7 +42,7 @@ fi
 part() {
 	echo "== $1, at most ${LIMIT:-270} s"
 	shift
-	timeout --kill-after=10 "${LIMIT:-270}" "$python" "$@" || echo "ended with $?"
+	timeout --kill-after=10 "${LIMIT:-270}" "$python" "$@" || { failed=$?; echo "ended with $failed"; }
 }
 
 losses() {
@@ -63,3 +64,4 @@ for name in "$@"; do
 		;;
 	esac
 done
+exit "$failed"

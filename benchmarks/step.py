@@ -15,6 +15,8 @@ import argparse
 import importlib.metadata
 import json
 import platform
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -76,7 +78,8 @@ def make_jobs(args: argparse.Namespace, folder: Path) -> list[Job]:
 
 def measure_all(jobs: list[Job], args: argparse.Namespace, name: str, title: str) -> None:
     """The floor and every system, one after the other; what is known is written after each."""
-    line, reason = child([str(HERE / "step_floor.py"), to_json(jobs[0])], args.timeout)
+    usual = max(jobs, key=lambda job: job.batch_size)  # a packed row has several samples
+    line, reason = child([str(HERE / "step_floor.py"), to_json(usual)], args.timeout)
     print(f"floor: {reason or line}", flush=True)
     floor = {} if reason else json.loads(line)
     rows: list[Row] = []
@@ -101,6 +104,8 @@ def main() -> None:
     parser.add_argument("--growth", action="store_true", help="small models that grow, instead")
     parser.add_argument("--quick", action="store_true", help="fewer and smaller points of growth")
     args = parser.parse_args()
+    # A time limit's signal ends the process that measures too, and the models do not stay behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if args.growth:
         step_growth.measure(args.device, args.quick, args.timeout, args.output)
         return

@@ -21,7 +21,7 @@ from step_job import Job, Row
 from step_run import make_models, run
 from step_work import Counts, random_jobs
 
-COUNTS = Counts(1, 3, 3)
+COUNTS = Counts(1, 3, 1)
 LENGTH, DEPTH, VOCABULARY, CACHE = "tokens", "student depth", "vocabulary", "documents"
 CACHED = "ours cached hidden"
 
@@ -90,7 +90,7 @@ def _rows(point: Point, device: str, timeout: float) -> Iterator[Row]:
             point.shape,
             list(point.systems),
             device,
-            COUNTS,
+            COUNTS._replace(profiled=5) if point.axis == CACHE else COUNTS,
             point.length,
             point.batch_size,
         )
