@@ -1,5 +1,7 @@
 """Texts that are read without padding, and layers with fewer passes: the plain ones' numbers."""
 
+import copy
+
 import pytest
 import tiny
 import torch
@@ -94,12 +96,16 @@ def layer_pairs():
     lora = {"in_dim": 12, "out_dim": 20, "rank": 3, "alpha": 7.0}
     mlp = {n: torch.nn.Linear(*s) for n, s in (("gate_proj", (12, 16)), ("up_proj", (12, 16)))}
     mlp["down_proj"] = torch.nn.Linear(16, 12)
+    down = {"in_dim": 16, "out_dim": 12, "rank": 3, "alpha": 7.0}
+    own = mlp | {"down_proj": FusedLoRALinear(**down)}
+    torchtunes = mlp | {"down_proj": LoRALinear(**down)}
     return {
         "lora": (FusedLoRALinear(**lora), LoRALinear(**lora)),
         "lora with a bias": (FusedLoRALinear(**lora, use_bias=True),
                              LoRALinear(**lora, use_bias=True)),
         "norm": (FusedRMSNorm(12, eps=1e-5), RMSNorm(12, eps=1e-5)),
         "mlp": (FusedFeedForward(**mlp), FeedForward(**mlp)),
+        "mlp with lora": (FusedFeedForward(**own), FeedForward(**torchtunes)),
     }  # fmt: skip
 
 
@@ -109,6 +115,7 @@ def test_a_layer_is_torchtunes_with_its_gradients(name):
     with torch.no_grad():
         for p in theirs.parameters():
             p.normal_()
+    ours = copy.deepcopy(ours)  # they may share layers
     ours.load_state_dict(theirs.state_dict())
     x, weights = torch.randn(5, 3, 12), None
     results = []

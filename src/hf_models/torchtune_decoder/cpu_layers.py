@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torchtune.modules import FeedForward, RMSNorm
 
+from hf_models.torchtune_decoder.lora_linear import FusedLoRALinear
+
 
 class FusedRMSNorm(RMSNorm):
     """``y = w · x / √(mean(x²) + ε)``."""
@@ -27,13 +29,16 @@ class FusedRMSNorm(RMSNorm):
 
 
 class FusedFeedForward(FeedForward):
-    """``w2(silu(w1(x)) · w3(x))``; the product is made again in the backward."""
+    """``w2(silu(w1(x)) · w3(x))``; what lies between is made again in the backward."""
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., D] → [..., D]``."""
         if x.device.type != "cpu":
             return super().forward(x)
-        return self.w2(_Gate.apply(self.w1(x), self.w3(x)))
+        gate, up = self.w1(x), self.w3(x)
+        if isinstance(self.w2, FusedLoRALinear) and self.w2.fused:
+            return self.w2.of_gate(gate, up)
+        return self.w2(_Gate.apply(gate, up))
 
 
 class _Norm(torch.autograd.Function):

@@ -1,7 +1,10 @@
 """Rotary position embedding in the layout of Hugging Face checkpoints."""
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -52,9 +55,29 @@ class RotaryEmbedding(nn.Module):
         cache = self.cache[:seq_len] if input_pos is None else self.cache[input_pos]
         cache = cache.to(x.dtype).view(-1, seq_len, 1, 2, x.shape[-1] // 2)
         cos, sin = cache.unbind(-2)
-        x1, x2 = x.chunk(2, dim=-1)
-        halves = torch.addcmul(x1 * cos, x2, sin, value=-1), torch.addcmul(x2 * cos, x1, sin)
-        return torch.cat(halves, dim=-1)
+        return _Rotation.apply(x, cos, sin)
+
+
+class _Rotation(torch.autograd.Function):
+    """Its backward is the rotation the other way: nothing of x is kept for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotated(x, cos, sin, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotated(grad, cos, sin, -1), None, None
+
+
+def _rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, way: int) -> torch.Tensor:
+    x1, x2 = x.chunk(2, dim=-1)
+    first = torch.addcmul(x1 * cos, x2, sin, value=-way)
+    second = torch.addcmul(x2 * cos, x1, sin, value=way)
+    return torch.cat([first, second], dim=-1)
 
 
 def _frequencies(config: PreTrainedConfig) -> tuple[torch.Tensor, float]:
