@@ -22,6 +22,20 @@ def check_rules(config: RunConfig) -> None:
     if config.run_val_every_n_steps is not None and config.dataset_val is None:
         raise ValueError("config: run_val_every_n_steps is set, but there is no dataset_val")
     _check_grouping(config)
+    _check_teachers(config)
+
+
+def _check_teachers(config: RunConfig) -> None:
+    """One teacher or several, each described once."""
+    alone = ("teacher_model", "teacher_checkpointer", "teacher_quantization", "teacher_cache",
+             "teacher_tokenizer")  # fmt: skip
+    if config.teachers:
+        for key in alone:
+            if getattr(config, key) is not None:
+                raise ValueError(
+                    f"config: {key} and teachers: leave out one of them (set {key}: null); several "
+                    "teachers have models and caches of their own, and the student's tokenizer"
+                )
 
 
 def _check_terms(config: RunConfig) -> None:
