@@ -8,6 +8,9 @@
 # Needs a Python with a torch for this GPU. Environment:
 #   PYTHON   the interpreter (python3)
 #   WHEELS   a folder of wheels that are used beside what is installed, without any index
+#            (with torch, transformers, accelerate, pandas, pyarrow and matplotlib there: torchtune,
+#            torchdata, torchao 0.15, omegaconf, pydantic, pydantic-core, annotated-types,
+#            typing-inspection, datasets, dill, multiprocess, peft 0.18; trl and liger-kernel)
 #   INSTALL  1: pip install this project and benchmarks/requirements.txt
 #   OUT      where the results go (benchmarks/results)
 #   LIMIT    seconds for each part (270)

@@ -4,22 +4,16 @@ All of them train the same LoRA (every linear layer of the blocks, no dropout, n
 same student with AdamW, on the same samples.
 """
 
-import importlib.util
-import logging
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import torch
 from omegaconf import DictConfig, OmegaConf
-from step_clock import BACKWARD, DATA, LOSS, OPTIMIZER, STUDENT, TEACHER, Clock
+from step_clock import BACKWARD, LOSS, OPTIMIZER, STUDENT, TEACHER, Clock
 from step_job import Job
 
 LEARNING_RATE = 1e-4
 CE_AND_KD = 0.5  # kd_ratio: total = (1 - kd_ratio) CE + kd_ratio KD
-NUM_CHUNKS = 8  # torchtune's default
 
 
 class NotMeasuredError(Exception):
@@ -98,80 +92,11 @@ def ours(job: Job, clock: Clock, **changes: Any) -> None:
         clock.tick(values["num_tokens"], ce=values["ce"], kd=values["kd"])
 
 
-class Ticks:
-    """A metric logger for torchtune's recipe, which writes to it once a step."""
-
-    clock: Clock
-    job: Job
-
-    def log_config(self, config: DictConfig) -> None:
-        """Nothing."""
-
-    def log_dict(self, payload: dict[str, Any], step: int) -> None:
-        """A step has ended. The recipe's own count has each text's first token in it."""
-        labels = self.job.labels_of_step(step - 1)
-        self.clock.tick(labels, ce=payload["class_loss"].item(), kd=payload["kd_loss"].item())
-
-    def close(self) -> None:
-        """Nothing."""
-
-
 def torchtune(job: Job, clock: Clock) -> None:
-    """torchtune's own recipe class: its ``setup`` and its ``train``, without the last checkpoint.
+    """torchtune's own recipe; see `step_torchtune`."""
+    from step_torchtune import train
 
-    Its models are our builders' (which are torchtune decoders), read by our checkpointer, because
-    torchtune has neither Qwen3 nor a tokenizer with a chat template; losses, data loading, loop and
-    optimizer step are the recipe's, with its own chunked losses.
-    """
-    names = {"loss": "CEWithChunkedOutputLoss", "kd_loss": "ForwardKLWithChunkedOutputLoss"}
-    losses = {
-        key: {"_component_": f"torchtune.modules.loss.{name}", "num_output_chunks": NUM_CHUNKS}
-        for key, name in names.items()
-    }
-    schedule = "torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup"
-    recipe_only = {
-        "metric_logger": {"_component_": "step_systems.Ticks"},
-        "lr_scheduler": {"_component_": schedule, "num_warmup_steps": 0},
-        "log_every_n_steps": 1,
-    }
-    cfg = OmegaConf.create(base_config(job) | losses | recipe_only)
-    recipe = _torchtune_recipe().KDRecipeSingleDevice(cfg)
-    recipe.setup(cfg)
-    recipe.save_checkpoint = lambda epoch: None
-    logger = recipe._metric_logger
-    logger.clock, logger.job = clock, job
-    _watch_torchtune(recipe, clock)
-    clock.start()
-    recipe.train()
-
-
-def _torchtune_recipe() -> ModuleType:
-    """The file of the recipe, which is no importable module."""
-    import torchtune
-
-    logging.getLogger("torchtune").setLevel(logging.WARNING)
-    folder = Path(torchtune.__file__).parents[1] / "recipes"
-    name = "knowledge_distillation_single_device"
-    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _watch_torchtune(recipe: Any, clock: Clock) -> None:
-    from torchdata.stateful_dataloader import stateful_dataloader
-
-    iterator = stateful_dataloader._StatefulSingleProcessDataLoaderIter
-    clock.wrap(iterator, "_next_data", DATA)
-    for model, phase in ((recipe._model, STUDENT), (recipe._teacher_model, TEACHER)):
-        clock.wrap(model, "forward", phase)
-        clock.wrap(model, "chunked_output", LOSS)
-    clock.wrap(recipe._loss_fn, "forward", LOSS)
-    clock.wrap(recipe._kd_loss_fn, "forward", LOSS)
-    clock.wrap(recipe._optimizer, "step", OPTIMIZER)
-    clock.wrap(torch.Tensor, "backward", BACKWARD)
+    train(job, clock, base_config(job))
 
 
 def trl(job: Job, clock: Clock) -> None:
