@@ -1,21 +1,12 @@
-import json
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from kept import changed, logged
 
 from kd_training import OneDevice, prepare
 from kd_training.caching.run import cache_teacher
 from kd_training.loop import Loop
 from kd_training.train import load
-
-
-def changed(config, overrides):
-    """A config with keys replaced, by dotted name."""
-    cfg = OmegaConf.create(config)
-    for key, value in overrides.items():
-        OmegaConf.update(cfg, key, value, force_add=True, merge=False)
-    return cfg
 
 
 @pytest.fixture
@@ -28,9 +19,7 @@ def teach(tiny_run, tmp_path):
         run = prepare(cfg, OneDevice("cpu"))
         loaded = load(run)
         Loop(run, loaded.step, loaded.state).run()
-        lines = Path(cfg.output_dir, "logs", "metrics.jsonl").read_text().splitlines()
-        records = [json.loads(line) for line in lines]
-        return [{k: v for k, v in one.items() if k != "tokens_per_second"} for one in records]
+        return logged(Path(cfg.output_dir))
 
     return train
 
