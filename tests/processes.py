@@ -69,6 +69,7 @@ class Processes:
 def _run(
     log: str,
     config: dict,
+    work: Callable[..., Any] = run,
     largest_file: int | None = None,
     killed_in: str | None = None,
     killed_at: int = 1,
@@ -80,10 +81,12 @@ def _run(
     Args:
         log: Where it prints.
         config: The run's.
+        work: What is called with the config and a placement.
         largest_file: No file may grow beyond so many bytes, as on a full disk.
         killed_in: The function that SIGKILL comes instead of, the n-th time.
         killed_at: That n.
-        killed_before: The change of its output directory, by number, that SIGKILL comes instead of.
+        killed_before: The change of its output or cache directory, by number, that SIGKILL
+            comes instead of.
         clock_step: Seconds that pass between one look of `StopSignal` at the clock and the next.
     """
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -94,13 +97,13 @@ def _run(
     if killed_in is not None:
         _kill_in(killed_in, killed_at)
     if killed_before is not None:
-        _kill_before(killed_before, config["output_dir"])
+        _kill_before(killed_before, config.get("cache_dir", config["output_dir"]))
     if clock_step is not None:
         look = itertools.count(step=clock_step).__next__
         stop_signal.time = SimpleNamespace(monotonic=look)  # type: ignore[assignment]
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    run_main(partial(run, OmegaConf.create(config), OneDevice("cpu")))
+    run_main(partial(work, OmegaConf.create(config), OneDevice("cpu")))
 
 
 def _kill_in(name: str, at: int) -> None:

@@ -9,6 +9,14 @@ from kd_training.loop import Loop
 from kd_training.train import load
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _no_pictures():
+    """A picture takes longer than the run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("kd_training.loop.plot_losses", lambda *_: None)
+        yield
+
+
 @pytest.fixture
 def teach(tiny_run, tmp_path):
     """Trains a small run, and returns what its log says but for speeds."""

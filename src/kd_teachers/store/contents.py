@@ -85,10 +85,12 @@ class Contents(BaseModel):
         logits = {HIDDEN: "final hidden states", TOP_K: f"the {self.k} most probable tokens"}
         return " and ".join(filter(None, [logits.get(self.logits, ""), layers]))
 
-    def bytes_at(self, place: str) -> int:
-        """Bytes of one position."""
-        kept = (one for one in self.tensors().values() if one[0] == place)
-        return sum(numbers * dtype.itemsize for _, numbers, dtype in kept)
+    def position_bytes(self) -> dict[str, int]:
+        """Place → bytes of one position."""
+        sizes = dict.fromkeys(self.places, 0)
+        for place, numbers, dtype in self.tensors().values():
+            sizes[place] += numbers * dtype.itemsize
+        return sizes
 
     @torch.no_grad()
     def of_signal(self, signal: Signal, batch: Batch) -> dict[str, Tensor]:

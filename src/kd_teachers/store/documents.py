@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Origin = tuple[int, int, int]  # dataset, sample, document of the sample
+Key = tuple[int, int]  # a hash of what is read, see `kd_data.tasks.keys`
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +19,12 @@ class Document:
 
     Attributes:
         origin: Where its tokens are found again.
-        key: A hash of them, see `kd_data.tasks.keys`.
+        key: What it is known by.
         lengths: Place → its positions.
     """
 
     origin: Origin
-    key: tuple[int, int]
+    key: Key
     lengths: dict[str, int]
 
     @property
@@ -32,7 +33,7 @@ class Document:
         return max(self.lengths.values())
 
 
-def distinct(documents: Sequence[Document], known: set[tuple[int, int]]) -> list[Document]:
+def distinct(documents: Sequence[Document], known: set[Key]) -> list[Document]:
     """Each text once, in the order of the data, without those that are known."""
     seen, found = set(known), []
     for document in sorted(documents, key=lambda one: one.origin):
@@ -42,10 +43,9 @@ def distinct(documents: Sequence[Document], known: set[tuple[int, int]]) -> list
     return found
 
 
-def digest(documents: Sequence[Document]) -> str:
-    """Hash of the keys in their order."""
-    keys = np.array([one.key for one in documents], dtype="<i8")
-    return hashlib.sha256(keys.tobytes()).hexdigest()
+def digest(keys: Sequence[Key]) -> str:
+    """Hash of documents' keys in their order."""
+    return hashlib.sha256(np.array(keys, dtype="<i8").tobytes()).hexdigest()
 
 
 def into_shards(

@@ -10,9 +10,14 @@ from kd_teachers.store.contents import Contents
 from kd_teachers.store.identity import Identity
 
 FILE = "manifest.json"
+PARTIAL = f".{FILE}.partial"  # while it is written
 HEAD = "head.safetensors"
 _VERSION = 1
 REMEDY = "make it with tune run kd_cache_teacher --config X.yaml cache_dir="
+
+
+class _Versioned(BaseModel):
+    version: int = _VERSION
 
 
 class Part(BaseModel):
@@ -72,14 +77,17 @@ def read_manifest(directory: Path) -> Manifest:
     if not path.is_file():
         raise FileNotFoundError(f"teacher_cache {missing(path, 'file', f'{REMEDY}{directory}')}")
     try:
-        manifest = Manifest.model_validate_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        # First: what else another version says is not known.
+        version = _Versioned.model_validate_json(text).version
+        manifest = Manifest.model_validate_json(text) if version == _VERSION else None
     except (ValidationError, UnicodeDecodeError) as err:
         first = " ".join(str(err).split())[:200]
         raise ValueError(f"{path}: no manifest of a teacher's cache: {first}") from err
-    if manifest.version != _VERSION:
+    if manifest is None:
         raise ValueError(
-            f"{path}: version {manifest.version}, but this program reads {_VERSION}; "
-            f"{REMEDY}{directory} in another directory"
+            f"{path}: version {version}, but this program reads {_VERSION}; make another in a "
+            "directory of its own with tune run kd_cache_teacher"
         )
     return manifest
 
@@ -90,6 +98,6 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
     Raises:
         OSError: If it cannot be written.
     """
-    partial = directory / f".{FILE}.partial"
+    partial = directory / PARTIAL
     partial.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     partial.replace(directory / FILE)

@@ -4,9 +4,11 @@ Shapes: n documents, R positions of a place, all documents together.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -14,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hf_models.directories import give_usual_mode
+from kd_teachers.store.documents import Key
 
 KEYS = "keys"  # [n, 2] int64: see `kd_data.tasks.keys`
 
@@ -44,6 +47,23 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> None:
     partial.replace(path)
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A file of a cache, of which as much is read as is asked for.
+
+    Raises:
+        ValueError: If it is no whole safetensors file, or lacks a tensor that is asked for.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as err:
+        raise ValueError(
+            f"{path}: not a complete file of a cache ({err}); delete it, and run "
+            "kd_cache_teacher again: it makes what is missing"
+        ) from err
+
+
 class Shard:
     """A file that is read where it is asked for, memory-mapped.
 
@@ -56,27 +76,25 @@ class Shard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with safe_open(path, framework="pt") as file:
-                self._ends = {
-                    name: file.get_tensor(name).numpy()
-                    for name in file.keys()  # noqa: SIM118 (not a mapping)
-                    if name.startswith("ends.")
-                }
-                self.keys: np.ndarray = file.get_tensor(KEYS).numpy().copy()
-        except (SafetensorError, OSError) as err:
-            raise ValueError(
-                f"{path}: not a complete file of a cache ({err}); delete it, and run "
-                "kd_cache_teacher again: it makes what is missing"
-            ) from err
+        with opened(path) as file:
+            self._ends = {
+                name: file.get_tensor(name).numpy()
+                for name in file.keys()  # noqa: SIM118 (not a mapping)
+                if name.startswith("ends.")
+            }
+            self.keys: np.ndarray = file.get_tensor(KEYS).numpy().copy()
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @cached_property
     def _tensors(self) -> dict[str, Tensor]:
-        with safe_open(self.path, framework="pt") as file:
+        with opened(self.path) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+    def documents(self) -> list[Key]:
+        """Its documents' keys, in their order."""
+        return [(first, second) for first, second in self.keys.tolist()]
 
     def rows(self, name: str, place: str, document: int) -> Tensor:
         """A document's rows of a tensor, [L, numbers], still on disk until they are looked at."""

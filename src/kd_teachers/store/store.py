@@ -14,7 +14,7 @@ from kd_data import Batch
 from kd_losses import Head
 from kd_teachers.store.contents import HIDDEN
 from kd_teachers.store.manifest import HEAD, Manifest, read_manifest
-from kd_teachers.store.shard import Shard
+from kd_teachers.store.shard import Shard, opened
 
 
 class MissingDocumentError(ValueError):
@@ -41,6 +41,9 @@ class Store:
                 f"teacher_cache {directory} is not finished; run kd_cache_teacher again, with the "
                 "same config: it goes on where it was"
             )
+        if self.keeps_hidden:
+            with opened(directory / HEAD):
+                pass  # whole: its end is where its beginning says
         self._shards = [Shard(directory / file) for file in self.manifest.files()]
         self._index()
 

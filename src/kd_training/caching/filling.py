@@ -29,7 +29,7 @@ def fill(directory: Path, asking: Asking, task: Task, placement: Placement) -> N
         dynamic_ncols=True,
         disable=placement.rank != 0,
     )
-    filler = files[0][1][:1]
+    filler = files[0][1][:1] if files else []
     with bar:
         for first in range(0, len(files), placement.world_size):
             own = files[first + placement.rank :][:1] if first + placement.rank < len(files) else []

@@ -11,27 +11,23 @@ from tqdm import tqdm
 from kd_data import Batch
 from kd_data.samples import alone
 from kd_teachers.store.contents import Contents
-from kd_teachers.store.documents import (
-    Document,
-    digest,
-    distinct,
-    into_shards,
-    size_of,
-)
+from kd_teachers.store.documents import Document, size_of
 from kd_teachers.store.manifest import (
     FILE,
     HEAD,
+    PARTIAL,
     Manifest,
-    Part,
     read_manifest,
     write_manifest,
 )
-from kd_teachers.store.shard import Shard
+from kd_teachers.store.parts import as_it_is, goes_on, next_part
 from kd_training.output.directory import nearest_existing
+from kd_training.output.lock import LOCK_FILE
 from kd_training.placement.one_device import Placement
 
 _ROOM = 1.01  # names, keys, the manifest
 _GB = 1e9
+_NOT_YET = (LOCK_FILE, PARTIAL)  # all that there may be before a manifest
 
 
 @dataclass(frozen=True)
@@ -41,12 +37,14 @@ class Task:
     Attributes:
         manifest: The store's, with the part that they belong to.
         files: Name → the documents in it, of those that are not there yet.
+        head: Whether the head is not there yet either.
         size: Bytes of them, about.
         tokens: Positions to read for them.
     """
 
     manifest: Manifest
     files: dict[str, list[Document]]
+    head: bool
     size: int
     tokens: int
 
@@ -91,43 +89,34 @@ def plan_task(
         wanted: A manifest without parts, of what is to be kept.
         documents: All that the store is to hold.
         shard_bytes: Size of a file.
-        head_bytes: Size of the head, if it is kept.
+        head_bytes: Size of the head; 0 if it is not kept.
 
     Raises:
-        ValueError: If the directory is another store, or the disk is too small.
+        ValueError: If the directory is another store, a file of it is damaged, or the disk is too
+            small.
     """
     manifest = _continued(directory, wanted)
-    bytes_at = {place: wanted.contents.bytes_at(place) for place in wanted.contents.places}
-    todo = distinct(documents, _known(directory, manifest))
-    if manifest.parts and not manifest.parts[-1].done and manifest.parts[-1].digest != digest(todo):
-        manifest = _closed(directory, manifest)
-        todo = distinct(documents, _known(directory, manifest))
-    shards = into_shards(todo, bytes_at, shard_bytes)
-    if todo and (not manifest.parts or manifest.parts[-1].done):
-        number = len(manifest.parts)
-        part = Part(
-            documents=len(todo),
-            tokens=sum(one.longest for one in todo),
-            digest=digest(todo),
-            files=[f"part-{number:03d}-{i:05d}.safetensors" for i in range(len(shards))],
-        )
-        manifest = manifest.model_copy(update={"parts": [*manifest.parts, part]})
-    names = manifest.parts[-1].files if todo else []
-    files = {n: s for n, s in zip(names, shards, strict=True) if not (directory / n).exists()}
+    # A file that somebody has removed is missed like one that was never made.
+    done = [as_it_is(directory, part) for part in manifest.parts if part.done]
+    unfinished = [part for part in manifest.parts if not part.done]
+    part, shards = next_part(directory, wanted.contents, done, documents, shard_bytes)
+    if any(not goes_on(directory, last, part, shards) for last in unfinished):
+        done += [as_it_is(directory, last) for last in unfinished]
+        part, shards = next_part(directory, wanted.contents, done, documents, shard_bytes)
+    named = zip(part.files, shards, strict=True)
+    files = {name: shard for name, shard in named if not (directory / name).exists()}
     missing = [document for shard in files.values() for document in shard]
-    size = size_of(missing, bytes_at) + (0 if (directory / HEAD).exists() else head_bytes)
+    head = head_bytes > 0 and not (directory / HEAD).exists()
+    size = size_of(missing, wanted.contents.position_bytes()) + head * head_bytes
     _check_room(directory, size)
-    return Task(manifest, files, size, sum(one.longest for one in missing))
-
-
-def _known(directory: Path, manifest: Manifest) -> set[tuple[int, int]]:
-    keys = (Shard(directory / file).keys.tolist() for file in manifest.files())
-    return {(first, second) for shard in keys for first, second in shard}
+    parts = [*done, part] if shards else done
+    manifest = manifest.model_copy(update={"parts": parts})
+    return Task(manifest, files, head, size, sum(one.longest for one in missing))
 
 
 def _continued(directory: Path, wanted: Manifest) -> Manifest:
     if not (directory / FILE).exists():
-        if directory.is_dir() and any(p.name != ".lock" for p in directory.iterdir()):
+        if directory.is_dir() and any(path.name not in _NOT_YET for path in directory.iterdir()):
             raise ValueError(
                 f"config: cache_dir {directory} holds other things than a teacher's cache; choose "
                 "another, or a new one"
@@ -147,28 +136,12 @@ def _continued(directory: Path, wanted: Manifest) -> Manifest:
     return found
 
 
-def _closed(directory: Path, manifest: Manifest) -> Manifest:
-    """The manifest with its unfinished part finished as it is, as others are asked for now."""
-    last = manifest.parts[-1]
-    files = [file for file in last.files if (directory / file).exists()]
-    shards = [Shard(directory / file) for file in files]
-    kept = last.model_copy(
-        update={
-            "documents": sum(map(len, shards)),
-            "tokens": sum(shard.longest() for shard in shards),
-            "files": files,
-            "done": True,
-        }
-    )
-    return manifest.model_copy(update={"parts": [*manifest.parts[:-1], kept]})
-
-
 def _check_room(directory: Path, size: int) -> None:
     free = shutil.disk_usage(nearest_existing(directory)).free
     if size * _ROOM > free:
         raise ValueError(
-            f"config: cache_dir {directory} needs {size * _ROOM / _GB:.1f} GB, but "
-            f"{free / _GB:.1f} GB are free; choose another disk, or cache.logits=top_k, which "
+            f"config: cache_dir {directory} needs {size * _ROOM / _GB:.3g} GB, but "
+            f"{free / _GB:.3g} GB are free; choose another disk, or cache.logits=top_k, which "
             "takes less"
         )
 

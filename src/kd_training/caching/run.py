@@ -33,20 +33,20 @@ def cache_teacher(cfg: DictConfig, placement: Placement) -> None:
     """
     config = typed(check_config(cfg))
     directory = _directory(config)
-    output.check_writable(directory)
-    output.check_shared(directory, placement)
+    output.check_writable(directory, "cache_dir")
+    output.check_shared(directory, placement, "cache_dir")
     with locked(directory, "cache_dir") if placement.rank == 0 else nullcontext():
         asking, wanted = prepare_asking(config, placement)
         found = find_documents(asking.datasets, asking.to_batch, wanted.contents, placement)
         task = _plan(directory, config, wanted, found, asking, placement)
         if placement.rank == 0:
             _say(directory, task)
-        if task.files:
+        if task.files or task.head:
             asking.load(placement)
             keep_head(directory, asking, task.manifest, placement)
             fill(directory, asking, task, placement)
         if placement.rank == 0:
-            if task.files or not all(part.done for part in task.manifest.parts):
+            if not all(part.done for part in task.manifest.parts):
                 finish(directory, task.manifest)
             print(f"kept: {Store(directory).describe()}")
 
@@ -71,11 +71,11 @@ def _plan(
     def plan() -> Task | None:
         if placement.rank > 0:
             return None
-        for leftover in directory.glob(".*.partial"):
-            leftover.unlink()
         head = head_tensors(asking, wanted.contents)
         size = sum(tensor.nbytes for tensor in head.values())
         task = plan_task(directory, wanted, documents, config.cache.shard_mb * _MB, size)
+        for leftover in directory.glob(".*.partial"):  # not before it is seen to be a cache
+            leftover.unlink()
         write_manifest(directory, task.manifest)
         return task
 
@@ -86,11 +86,11 @@ def _plan(
 
 def _say(directory: Path, task: Task) -> None:
     contents = task.manifest.contents
-    per_position = ", ".join(f"{contents.bytes_at(p)} at {p}" for p in contents.places)
+    per_position = ", ".join(f"{n} at {place}" for place, n in contents.position_bytes().items())
     print(f"keeps {contents.words()} in {directory}: bytes per position: {per_position}")
     documents = sum(map(len, task.files.values()))
     if not documents:
-        print("all documents are there already")
+        print("all documents are there already" + (", but not the head" if task.head else ""))
         return
     print(
         f"to read: {documents} documents, {task.tokens} tokens; to write: {task.size / 1e9:.3f} GB "

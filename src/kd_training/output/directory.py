@@ -18,7 +18,7 @@ _RUN_FILES = ("epoch_*", BEST, "logs", STATE_DIR, "config.yaml")
 _CACHED_S = 60.0  # for so long may a network's file system say that a new file is not there
 
 
-def check_writable(output_dir: Path) -> None:
+def check_writable(output_dir: Path, key: str = "output_dir") -> None:
     """Make sure that ``output_dir`` can be made and written to, without making it.
 
     Raises:
@@ -30,12 +30,12 @@ def check_writable(output_dir: Path) -> None:
             pass
     except OSError as err:
         raise ValueError(
-            f"config: output_dir {output_dir} cannot be written ({nearest}: {err.strerror}); "
+            f"config: {key} {output_dir} cannot be written ({nearest}: {err.strerror}); "
             "choose another"
         ) from err
 
 
-def check_shared(output_dir: Path, placement: Placement) -> None:
+def check_shared(output_dir: Path, placement: Placement, key: str = "output_dir") -> None:
     """Make sure that all ranks mean the same folder: rank 0 writes a file and all look for it.
 
     Raises:
@@ -49,9 +49,9 @@ def check_shared(output_dir: Path, placement: Placement) -> None:
     blind = [str(rank) for rank, sees in enumerate(seen) if not sees]
     if blind:
         raise ValueError(
-            f"config: output_dir {output_dir}: what rank 0 writes there is not seen by rank "
-            f"{', '.join(blind)}, but every rank writes its part of a checkpoint; choose a folder "
-            "on a file system that all nodes share"
+            f"config: {key} {output_dir}: what rank 0 writes there is not seen by rank "
+            f"{', '.join(blind)}, but every rank writes its part; choose a folder on a file system "
+            "that all nodes share"
         )
 
 

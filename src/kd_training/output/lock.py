@@ -47,12 +47,11 @@ def _acquire(output_dir: Path, key: str) -> int:
             holder = os.read(handle, 1000).decode(errors="replace").strip() or "another process"
             os.close(handle)
             raise ValueError(
-                f"{key} {output_dir} is in use by {holder}; wait for its end, or set another "
-                "output_dir"
+                f"{key} {output_dir} is in use by {holder}; wait for its end, or set another {key}"
             ) from err
         except OSError as err:
             print(
-                f"warning: output_dir {output_dir} is on a file system without locks ({err}): "
+                f"warning: {key} {output_dir} is on a file system without locks ({err}): "
                 "nothing keeps a second run out of it",
                 file=sys.stderr,
             )
