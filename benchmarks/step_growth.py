@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 import matplotlib
+import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -76,9 +77,16 @@ def measure(device: str, quick: bool, timeout: float, output: Path) -> None:
             print(table(found).splitlines()[-1], flush=True)
             content = [asdict(p) | {"row": asdict(r)} for p, r in found]
             stem.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-            stem.with_suffix(".md").write_text(f"# Growth of a step\n\n{table(found)}\n")
+            page = f"# Growth of a step\n\n{about()}\n\n{table(found)}\n"
+            stem.with_suffix(".md").write_text(page)
     picture([(p, r) for p, r in found if not r.reason], stem.with_suffix(".png"))
     print(f"wrote {stem}.md, .json and .png")
+
+
+def about() -> str:
+    """What was measured, and where."""
+    where = f"{torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"Small random Llama models, LoRA on all linear layers, a live teacher; {where}."
 
 
 def _rows(point: Point, device: str, timeout: float) -> Iterator[Row]:
@@ -142,6 +150,7 @@ def picture(found: list[tuple[Point, Row]], path: Path) -> None:
         panels[0][column].set_ylabel("ms to read a step's samples" if cached else "ms of a step")
         panels[1][column].set_ylabel("peak memory, GB")
         for panel in panels[:, column]:
+            panel.locator_params(axis="x", nbins=5)
             panel.set_xlabel("cache, MB" if cached else axis)
             panel.set_ylim(0, 1.25 * panel.get_ylim()[1])
             panel.legend(fontsize=7, loc="upper left")

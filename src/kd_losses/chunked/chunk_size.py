@@ -7,7 +7,7 @@ works on: it makes several passes, so on a CPU a tile should fit into the cache.
 
 import torch
 
-_CPU_CHUNK_BYTES = 64 * 2**20
+_CPU_CHUNK_BYTES = 48 * 2**20
 _GPU_CHUNK_BYTES = 1280 * 2**20
 _GPU_CHUNK_SHARE = 1 / 32  # of the device's memory, for devices with less than 40 GiB
 _CPU_TILE_BYTES = 3 * 2**19
