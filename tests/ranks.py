@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from processes import server
+from processes import GUARD, server
 
 
 def be_rank(rank: int, ranks: int, meeting: str, work: Callable[..., None], args: Any) -> None:
@@ -25,6 +25,9 @@ def on_ranks(ranks: int, meeting: str, work: Callable[..., None], *args: Any) ->
     """Call ``work(rank, *args)`` in processes of a server that has imported everything.
 
     One fails, all end.
+
+    Raises:
+        RuntimeError: If one fails, with what it printed; or if nothing happens for too long.
     """
     context = server()
     group = [
@@ -35,8 +38,10 @@ def on_ranks(ranks: int, meeting: str, work: Callable[..., None], *args: Any) ->
         process.start()
     while (codes := [process.exitcode for process in group]) != [0] * ranks:
         failed = [rank for rank, code in enumerate(codes) if code]
-        if failed:
+        # Those that ran a moment ago: to wait for none of them would take for ever.
+        running = [p.sentinel for p, code in zip(group, codes, strict=True) if code is None]
+        if failed or not connection.wait(running, GUARD):
             for process in group:
                 process.kill()
-            raise RuntimeError(Path(f"{meeting}_{failed[0]}.log").read_text()[-4000:])
-        connection.wait([process.sentinel for process in group if process.exitcode is None])
+            logs = [Path(f"{meeting}_{rank}.log").read_text()[-4000:] for rank in failed or [0]]
+            raise RuntimeError(logs[0] if failed else f"the ranks hang\n{logs[0]}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torchao.core.config import AOBaseConfig
 from torchtune import training
 from torchtune.modules import TransformerDecoder
@@ -20,7 +21,7 @@ from hf_models.precision import keep_masters
 from hf_models.quantization import NF4
 from hf_models.torchtune_decoder.model import DecoderModel
 from hf_models.transformers_model.model import TransformersModel
-from kd_config.components import argument, component, expect, takes
+from kd_config.components import argument, component, expect, imported, takes
 from kd_config.schema import RunConfig
 from kd_training.placement.offloading import check_offloading, offload_activations
 
@@ -124,16 +125,23 @@ def build_optimizer(node: Any, groups: list[dict[str, Any]]) -> torch.optim.Opti
     Raises:
         ValueError: If a checkpoint could not keep its state.
     """
-    # The same update, from kernels that torch takes only where it is told to.
-    chosen = any(name in node for name in ("fused", "foreach"))
-    options = {} if chosen or not takes(node, "fused") else {"fused": True}
-    optimizer = component(node, "optimizer", groups, **options)
+    optimizer = component(node, "optimizer", groups, **_in_one_pass(node, groups))
     if not hasattr(optimizer, "state"):
         raise ValueError(
             f"config: optimizer: {type(optimizer).__name__} keeps its state where no checkpoint "
             "reaches it (it has no attribute state); use another, such as torch.optim.AdamW"
         )
     return optimizer
+
+
+def _in_one_pass(node: Any, groups: list[dict[str, Any]]) -> dict[str, bool]:
+    """The option for kernels of the same update that torch takes only where it is told to."""
+    if any(name in node for name in ("fused", "foreach")) or not takes(node, "fused"):
+        return {}
+    # Of weights that are sharded, torch has these kernels for Adam's update alone.
+    sharded = any(isinstance(weight, DTensor) for group in groups for weight in group["params"])
+    adam = (torch.optim.Adam, torch.optim.AdamW)
+    return {} if sharded and imported(node["_component_"]) not in adam else {"fused": True}
 
 
 def build_profiler(config: RunConfig) -> Any:

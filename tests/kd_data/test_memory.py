@@ -105,7 +105,7 @@ def growths(root: Path) -> dict[str, float]:
         read(dataset)
         grown[name] = own_memory() - before
     before = own_memory()
-    held = list(dataset._datasets[0]._table["prompt"])
+    held = list(dataset.datasets[0]._table["prompt"])
     grown["held"] = own_memory() - before
     assert sum(map(len, held)) > 0.9 * SIZE
     return grown

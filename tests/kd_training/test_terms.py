@@ -158,7 +158,11 @@ class Seq2Seq:
 def test_each_stack_has_its_own_scope_and_its_own_count():
     student, teacher = Seq2Seq(8, (2, 2), 0), Seq2Seq(8, (4, 3), 1)
     ids = torch.arange(1, 15).view(2, 7)
-    inputs = {"input_ids": ids, "decoder_input_ids": ids[:, :4]}
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "decoder_input_ids": ids[:, :4],
+    }
     labels = ids[:, 1:5].clone()
     labels[1, 2:] = -100
     of_encoder = torch.ones(2, 7, dtype=torch.bool)
@@ -196,7 +200,10 @@ def test_each_stack_has_its_own_scope_and_its_own_count():
 
 
 class NothingButLogits:
-    gives = frozenset({"full"})
+    gives = frozenset({"full", "top_k"})
+
+    def lacks(self, needs):
+        return None
 
 
 def test_what_a_teacher_does_not_give_is_refused_by_name():
