@@ -8,6 +8,7 @@ import torch
 from torchtune.training import ADAPTER_CONFIG, ADAPTER_KEY, MODEL_KEY
 
 from hf_models.directories import atomic_directory, copy_tokenizer
+from hf_models.ends import write_end_tokens
 from hf_models.export import check_shard_size
 from hf_models.layout import Layout
 from hf_models.torchtune_decoder.layout import DecoderLayout
@@ -37,6 +38,8 @@ class HFCheckpointer:
         tokenizer_dir: Directory of the tokenizer that is saved beside the weights: that of
             ``checkpoint_dir``, until whoever trains with another one sets it.
         base_dir: The directory that a saved adapter names as its base; None for none.
+        end_tokens: What the saved model ends a text with, where that is not what ``checkpoint_dir``
+            says.
         layout: What the weights are called: as in torchtune's decoders, until whoever builds
             another model sets its own.
 
@@ -70,6 +73,7 @@ class HFCheckpointer:
         self.output_dir = None if output_dir is None else Path(output_dir)
         check_shard_size(max_shard_size)
         self.max_shard_size = max_shard_size
+        self.end_tokens: frozenset[int] | None = None
         self.layout: Layout = DecoderLayout()
 
     def check(self) -> list[str]:
@@ -142,6 +146,8 @@ class HFCheckpointer:
                 self.max_shard_size,
                 self.tokenizer_dir,
             )
+            if self.end_tokens is not None:
+                write_end_tokens(folder, self.end_tokens)
             if adapter:
                 config = state_dict[ADAPTER_CONFIG]
                 self.layout.write_adapter(adapter, config, self.base_dir, folder / "adapter")

@@ -1,6 +1,6 @@
 """What a model can do for a distillation, whoever has written its layers."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -79,6 +79,9 @@ class Merged(NamedTuple):
     weights: dict[str, Tensor]
     adapter: dict[str, Tensor] | None
     adapter_config: dict[str, Any] | None
+
+
+AnyRank = Callable[[bool], bool]
 
 
 class Sampling(NamedTuple):
@@ -169,6 +172,7 @@ class Model(Protocol):
         sampling: Sampling,
         stop_ids: Collection[int],
         seeds: list[int] | None = None,
+        any_rank: AnyRank | None = None,
     ) -> list[Tensor]:
         """A completion of each prompt, up to and with its first stop token.
 
@@ -177,4 +181,6 @@ class Model(Protocol):
             sampling: How tokens are chosen.
             stop_ids: Tokens that end a completion.
             seeds: Of each completion: with one seed a prompt's completion is the same in any batch.
+            any_rank: Whether a thing holds on any rank, where no rank can run a block alone: all
+                run theirs until the last has its completions.
         """

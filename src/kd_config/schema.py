@@ -19,6 +19,7 @@ from kd_config.sections import (
     LossScaling,
     NamedTeacher,
     Number,
+    OnPolicy,
     Scales,
     Section,
     TokenScope,
@@ -95,6 +96,7 @@ class RunConfig(Section):
     terms: dict[str, Component] = Field(
         {}, description="further terms of the loss, by the name of their weight"
     )
+    on_policy: OnPolicy | None = Field(None, description="text that the student writes itself")
 
     dataset: Components = Field(description="what is trained on")
     dataset_val: Components = Field(None, description="held-out data")

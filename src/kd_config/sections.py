@@ -107,3 +107,37 @@ class NamedTeacher(Section):
     quantization: ComponentOrName = Field(None, description="as teacher_quantization")
     cache: str | None = Field(None, description="what kd_cache_teacher has made of it")
     weight: Weight = Field(1.0, description="its part of the average")
+
+
+class OnPolicy(Section):
+    """Text that the student writes itself: how much of it, and how it is written."""
+
+    fraction: Annotated[Number, Field(ge=0, le=1)] = Field(
+        1.0, description="share of the steps whose completions the student writes"
+    )
+    max_new_tokens: AtLeastOne = Field(256, description="the longest completion")
+    temperature: Annotated[Number, Field(ge=0, allow_inf_nan=False)] = Field(
+        1.0, description="of sampling alone; 0 takes the most probable token"
+    )
+    top_p: Annotated[Number, Field(gt=0, le=1)] = Field(
+        1.0, description="draw from the most probable tokens that together have this probability"
+    )
+    top_k: Annotated[Whole, Field(ge=0)] = Field(
+        0, description="draw from so many most probable tokens; 0: all"
+    )
+    num_completions: AtLeastOne = Field(1, description="of each prompt")
+    prompt_tokens: AtLeastOne | None = Field(
+        None, description="length of the prompts; null: what comes before the first label"
+    )
+    batch_size: AtLeastOne | None = Field(
+        None, description="prompts completed side by side; null: all of a step on a rank"
+    )
+    gather_weights: bool = Field(
+        True, description="sharded models: gather all weights to write, not a block at a time"
+    )
+    generator: Component = Field(None, description="another writer than the student's own generate")
+    log_texts_every_n_steps: AtLeastOne = Field(50, description="steps between two with texts")
+    log_texts: Annotated[Whole, Field(ge=0)] = Field(4, description="texts of such a step")
+    val_prompts: Annotated[Whole, Field(ge=0)] = Field(
+        64, description="held-out prompts for val/on_policy_kl; 0: not measured"
+    )

@@ -55,6 +55,7 @@ class Batch:
             None where a teacher is asked anew.
         routes: [documents] int64, the number of the only teacher of each, -1 for all of them; None
             where no document has one of its own.
+        written: Whether the student has written what is labelled: then nobody knows a right answer.
     """
 
     inputs: Mapping[str, Tensor]
@@ -65,6 +66,7 @@ class Batch:
     teacher: TeacherInputs | None = None
     kept: Mapping[str, Tensor] | None = None
     routes: Tensor | None = None
+    written: bool = False
 
     def teacher_inputs(self) -> Mapping[str, Tensor]:
         """The teacher's keyword arguments: the student's own, unless it has another tokenizer."""
@@ -102,6 +104,7 @@ class Batch:
             None if self.teacher is None else self.teacher.map(once),
             None if self.kept is None else _map(self.kept, once),
             None if self.routes is None else once(self.routes),
+            self.written,
         )
 
     def to(self, device: torch.device) -> "Batch":

@@ -33,6 +33,7 @@ class Batching:
         group_by_length: Whether samples of similar length share a step.
         max_steps: At most so many steps of an epoch; None for all.
         num_workers: Processes that read ahead.
+        ahead: Whether a thread of this process does.
     """
 
     batch_size: int
@@ -42,6 +43,7 @@ class Batching:
     group_by_length: bool = False
     max_steps: int | None = None
     num_workers: int = 0
+    ahead: bool = False
 
 
 def collate_with(
@@ -99,6 +101,7 @@ def train_source(
         ignore_index,
         batching.seed if batching.shuffle else None,
         lengths,
+        batching.ahead,
     )
 
 

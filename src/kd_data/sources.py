@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
@@ -11,11 +12,27 @@ from torch.utils.data import DataLoader
 
 from kd_data.batch import Batch
 from kd_data.sampling import EpochSampler
+from kd_data.transfer import made_ahead
 from kd_data.workers import batches
 
 _LOOK_AT = 100  # samples, for their mean length
 
 Facts = dict[str, int | None]
+
+
+@dataclass(frozen=True)
+class News:
+    """What a source has to say of the step that it gave last.
+
+    Attributes:
+        values: Numbers for the log, the same on every rank.
+        texts: Rows of a table for people, a column for each key.
+        warnings: What a person should know.
+    """
+
+    values: dict[str, float] = field(default_factory=dict)
+    texts: list[dict[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
 class Source(Protocol):
@@ -24,10 +41,12 @@ class Source(Protocol):
     Attributes:
         steps_per_epoch: Optimizer steps of one epoch.
         ignore_index: The label of positions without a target.
+        dataset: All samples, those of other ranks too.
     """
 
     steps_per_epoch: int
     ignore_index: int
+    dataset: Any
 
     def steps(self, epoch: int, first: int = 0) -> Iterator[list[Batch]]:
         """This rank's micro-batches of each step of an epoch, from its step ``first`` on.
@@ -37,6 +56,9 @@ class Source(Protocol):
 
     def first_batch(self) -> Batch:
         """A micro-batch to look at, without moving on."""
+
+    def news(self) -> News:
+        """What there is to say of the newest step."""
 
     def facts(self) -> Facts:
         """What must be the same when a run goes on, or its place in the epoch means nothing."""
@@ -59,6 +81,7 @@ class DatasetSource:
         ignore_index: The label of positions without a target.
         order_seed: The seed of the shuffled order; None without shuffling.
         lengths: What the order groups by, [N]; None without grouping.
+        ahead: Whether a thread makes the next step's micro-batches beside the current one.
     """
 
     def __init__(
@@ -70,8 +93,11 @@ class DatasetSource:
         ignore_index: int,
         order_seed: int | None,
         lengths: Tensor | None,
+        ahead: bool = False,
     ) -> None:
+        self._ahead = ahead
         self.loader, self.steps_per_epoch = loader, steps_per_epoch
+        self.dataset: Any = loader.dataset
         self.ignore_index = ignore_index
         self._accumulation = accumulation
         self._per_step = accumulation * (loader.batch_size or 1)
@@ -81,6 +107,10 @@ class DatasetSource:
 
     def steps(self, epoch: int, first: int = 0) -> Iterator[list[Batch]]:
         """See `Source`; what is left over after the last step of an epoch is left out."""
+        steps = self._steps(epoch, first)
+        return made_ahead(steps) if self._ahead else steps
+
+    def _steps(self, epoch: int, first: int) -> Iterator[list[Batch]]:
         sampler: Any = self.loader.sampler
         assert isinstance(sampler, EpochSampler)
         sampler.start(epoch, first * self._per_step)
@@ -90,15 +120,17 @@ class DatasetSource:
 
     def first_batch(self) -> Batch:
         """The dataset's first samples."""
-        dataset: Any = self.loader.dataset
-        size = min(self.loader.batch_size or 1, len(dataset))
-        return self.loader.collate_fn([dataset[i] for i in range(size)])
+        size = min(self.loader.batch_size or 1, len(self.dataset))
+        return self.loader.collate_fn([self.dataset[i] for i in range(size)])
+
+    def news(self) -> News:
+        """Nothing: the text is known."""
+        return News()
 
     def facts(self) -> Facts:
         """Sizes and order."""
-        dataset: Any = self.loader.dataset
         return {
-            "samples": len(dataset),
+            "samples": len(self.dataset),
             "samples per step": self.global_batch,
             "seed of the shuffled order": self._order_seed,
             "lengths to group by": self._lengths,
@@ -116,8 +148,7 @@ class DatasetSource:
 
     def describe(self, epochs: int) -> list[str]:
         """Targets that are paired, where there are two tokenizers; steps and tokens."""
-        dataset: Any = self.loader.dataset
-        lines = []
+        dataset, lines = self.dataset, []
         if hasattr(dataset, "paired_share"):
             share = dataset.paired_share or 0.0
             lines.append(f"targets paired with the teacher's: {share:.0%} in the first samples")

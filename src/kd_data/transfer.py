@@ -23,15 +23,12 @@ def one_at_a_time(batches: Iterable[Batch], device: torch.device) -> Iterator[Ba
         yield ahead
 
 
-def made_ahead(items: Iterator[T], device: torch.device) -> Iterator[T]:
+def made_ahead(items: Iterator[T]) -> Iterator[T]:
     """Each item, while a thread makes the next one; an error comes where its item would.
 
     That is for a GPU, beside which the host has nothing to do. On a CPU a thread would take from
     the step what it saves.
     """
-    if device.type == "cpu":
-        yield from items
-        return
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(next, items, _END)
         while (item := coming.result()) is not _END:

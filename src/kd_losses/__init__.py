@@ -16,6 +16,7 @@ from kd_losses.chunked.sums import RowSums, Scoped, chunked_sums
 from kd_losses.chunked.terms import (
     CrossEntropy,
     Divergence,
+    Entropy,
     KeptFavourites,
     RowTerm,
     TopOneAgreement,
@@ -45,6 +46,7 @@ __all__ = [
     "DKDLoss",
     "DistributionLoss",
     "Divergence",
+    "Entropy",
     "ForwardKLLoss",
     "ForwardKLWithChunkedOutputLoss",
     "Head",

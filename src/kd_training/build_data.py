@@ -1,7 +1,7 @@
 """From the config's datasets to the steps of a run and its held-out measure."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -49,7 +49,9 @@ def build_source(
         ValueError: If it cannot be built, or does not fill a step.
     """
     facts = objective.student.facts
-    to_batch = _to_batch(facts, tokenizers, ignore, objective)
+    to_batch = batches_of(facts, tokenizers, ignore)
+    if config.on_policy is None:  # else it is asked when the text is known
+        to_batch = objective.read_ahead(to_batch)
     dataset = _samples(config, "dataset", tokenizers, ignore, facts)
     batching = Batching(
         batch_size=config.batch_size,
@@ -59,6 +61,7 @@ def build_source(
         group_by_length=config.group_by_length,
         max_steps=config.max_steps_per_epoch,
         num_workers=config.num_workers,
+        ahead=placement.device.type != "cpu",
     )
     return train_source(dataset, batching, placement, to_batch, ignore)
 
@@ -82,19 +85,18 @@ def build_validator(
         _samples(config, "dataset_val", tokenizers, ignore, facts),
         config.batch_size_val or config.batch_size,
         placement,
-        _to_batch(facts, tokenizers, ignore, objective),
+        objective.read_ahead(batches_of(facts, tokenizers, ignore)),
         config.num_workers,
     )
     measured_by = json.dumps([config.plain(_MEASURE), objective.weights], sort_keys=True)
     return Validator(objective, loader, placement, measured_by)
 
 
-def _to_batch(
-    facts: ModelFacts, tokenizers: Tokenizers, ignore: int, objective: Objective
-) -> Callable[..., Batch]:
-    """Makes batches with the routes of their samples, and what is known of the answers."""
-    routed = partial(with_routes, collate_with(facts, *tokenizers, ignore))
-    return objective.read_ahead(routed)
+def batches_of(
+    facts: ModelFacts, tokenizers: Tokenizers, ignore: int
+) -> Callable[[Sequence[Any]], Batch]:
+    """Makes batches with the routes of their samples."""
+    return partial(with_routes, collate_with(facts, *tokenizers, ignore))
 
 
 def _samples(

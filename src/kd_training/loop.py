@@ -5,7 +5,6 @@ import time
 
 from kd_data import Batch
 from kd_data.batch import LOGITS
-from kd_data.transfer import made_ahead
 from kd_teachers import live_models
 from kd_training.checkpoint.run_state import RunState
 from kd_training.objective.term import Term
@@ -118,9 +117,8 @@ class Loop:
         if progress.step_in_epoch == 0:
             self.prepared.objective.start_epoch(epoch)
         start = time.perf_counter()
-        steps = self.source.steps(epoch, progress.step_in_epoch)
-        for micro_batches in made_ahead(steps, self.placement.device):
-            values = self._step(micro_batches)
+        for micro_batches in self.source.steps(epoch, progress.step_in_epoch):
+            values = self._step(micro_batches) | self.source.news().values
             self._log(values, time.perf_counter() - start)
             self.records.profiler.step()
             self._validate()
@@ -145,6 +143,9 @@ class Loop:
     def _log(self, values: dict[str, float], seconds: float) -> None:
         tokens = values.pop("num_tokens")
         values["tokens_per_second"] = tokens / seconds
+        if "generation_seconds" in values:
+            alone = max(seconds - values["generation_seconds"], 1e-9)
+            values["trained_per_second"] = tokens / alone
         if self.records.peak_memory:
             values["peak_memory_gib"] = peak_memory_gib(self.placement.device)
         self.progress.seconds += seconds
@@ -153,6 +154,10 @@ class Loop:
         self.metrics.advance(values)
         if self.progress.global_step % self.schedule.log_every == 0:
             self.metrics.log(values, self.progress.global_step)
+        news = self.source.news()
+        self.metrics.texts(news.texts, self.progress.global_step)
+        for warning in news.warnings:
+            self.metrics.say(f"warning: {warning}")
 
     def _validate(self) -> None:
         step, last = self.progress.global_step, self.prepared.total_steps

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ class Validator:
         loader: Micro-batches of the held-out dataset, equally many on every rank.
         placement: Where the models live.
         measured_by: What the total depends on besides the samples and the student, in words.
+
+    Attributes:
+        further: What else is measured of the student, in eval mode.
     """
 
     def __init__(
@@ -33,6 +37,7 @@ class Validator:
     ) -> None:
         self._objective, self._loader, self._placement = objective, loader, placement
         self._measured_by = measured_by
+        self.further: Callable[[], dict[str, float]] = dict
         # Weights that change in training would make one validation's total mean another thing.
         self._weights = objective.weights
 
@@ -55,11 +60,12 @@ class Validator:
             counts.append(self._objective.counts(batch))
             on_device = batch.to(self._placement.device)
             sums.append(self._objective(on_device, torch.ones_like(counts[-1])))
+        further = self.further()
         student.train(was_training)
         total_counts = self._placement.sum(torch.stack(counts).sum(0))
         values = self._objective.means(sums, total_counts, self._placement.sum)
         self._objective.weights = weights
-        return values
+        return values | further
 
     @property
     def dataset(self) -> Any:

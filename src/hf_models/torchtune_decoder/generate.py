@@ -3,14 +3,14 @@
 Shapes: B prompts that are not finished, L columns of the cache, V vocabulary.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor
 from torchtune.modules.common_utils import local_kv_cache
 
-from hf_models.model import Sampling
+from hf_models.model import AnyRank, Sampling
 from hf_models.precision import compute_dtype
 from hf_models.sampling import choose
 from kd_losses import Head
@@ -18,11 +18,12 @@ from kd_losses import Head
 
 def generate(
     module: Any,
-    head: Head,
+    head: Callable[[], Head],
     prompts: list[Tensor],
     sampling: Sampling,
     stop_ids: Collection[int],
     seeds: list[int] | None,
+    any_rank: AnyRank | None = None,
 ) -> list[Tensor]:
     """A completion of each prompt, up to and with its first stop token.
 
@@ -31,11 +32,12 @@ def generate(
 
     Args:
         module: A decoder in eval mode whose forward ends with the final norm.
-        head: How hidden states become logits.
+        head: How hidden states become logits, once a forward has run.
         prompts: Token ids [L_i] of each, of any lengths.
         sampling: How tokens are chosen.
         stop_ids: Tokens that end a completion.
         seeds: Of each completion; None draws them from torch's global generator.
+        any_rank: See `hf_models.model.Model.generate`.
 
     Raises:
         ValueError: If a prompt is empty, or does not fit with its completion.
@@ -46,41 +48,85 @@ def generate(
         return []
     if seeds is None:
         seeds = torch.randint(2**62, (len(prompts),)).tolist()
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    device = head.weight.device
-    tokens, pads = _left_padded(prompts, device)
-    width = tokens.shape[1] + sampling.max_new_tokens
-    dtype = compute_dtype(module) or module.tok_embeddings.weight.dtype
-    completions: list[list[int]] = [[] for _ in prompts]
-    rows = list(range(len(prompts)))
+    embeddings = module.tok_embeddings.weight
+    batch = _Batch(module, head, prompts, sampling, stop_ids, seeds)
+    caches = local_kv_cache(
+        module,
+        batch_size=len(prompts),
+        device=embeddings.device,
+        dtype=compute_dtype(module) or embeddings.dtype,
+        decoder_max_seq_len=batch.width,
+    )
     # Compiled layers would be compiled anew for every length.
-    with (
-        local_kv_cache(
-            module,
-            batch_size=len(prompts),
-            device=device,
-            dtype=dtype,
-            decoder_max_seq_len=width,
-        ),
-        torch.compiler.set_stance("force_eager"),
-    ):
-        column = 0
-        for _ in range(sampling.max_new_tokens):
-            logits = _next_logits(module, head, tokens, pads, column, width)
-            column += tokens.shape[1]
-            chosen = choose(logits, sampling, [generators[row] for row in rows])
-            for row, token in zip(rows, chosen, strict=True):
-                completions[row].append(token)
-            kept = [i for i, token in enumerate(chosen) if token not in stop_ids]
-            if not kept:
-                break
-            if len(kept) < len(rows):
-                index = torch.tensor(kept, device=device)
-                pads = pads[index]
-                _keep_rows(module, index)
-            rows = [rows[i] for i in kept]
-            tokens = torch.tensor([[chosen[i]] for i in kept], device=device)
-    return [torch.tensor(completion) for completion in completions]
+    with caches, torch.compiler.set_stance("force_eager"):
+        unfinished = True
+        while unfinished:
+            if batch.rows:
+                batch.write_tokens()
+            else:
+                batch.only_run()
+            unfinished = bool(batch.rows) if any_rank is None else any_rank(bool(batch.rows))
+    return [torch.tensor(completion) for completion in batch.completions]
+
+
+class _Batch:
+    """Prompts and what is written behind them; ``rows`` are the numbers of those unfinished."""
+
+    def __init__(
+        self,
+        module: Any,
+        head: Callable[[], Head],
+        prompts: list[Tensor],
+        sampling: Sampling,
+        stop_ids: Collection[int],
+        seeds: list[int],
+    ) -> None:
+        self._module, self._head = module, head
+        self._sampling, self._stop_ids = sampling, stop_ids
+        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        device = module.tok_embeddings.weight.device
+        self._tokens, self._pads = _left_padded(prompts, device)
+        self._column = 0
+        self.width = self._tokens.shape[1] + sampling.max_new_tokens
+        self.rows = list(range(len(prompts)))
+        self.completions: list[list[int]] = [[] for _ in prompts]
+
+    def write_tokens(self) -> None:
+        """One token of each row; those that end with it are done."""
+        hidden = self._read()
+        chosen = choose(
+            self._head().logits(hidden), self._sampling, [self._generators[r] for r in self.rows]
+        )
+        for row, token in zip(self.rows, chosen, strict=True):
+            self.completions[row].append(token)
+        full = len(self.completions[self.rows[0]]) == self._sampling.max_new_tokens
+        kept = [i for i, t in enumerate(chosen) if not full and t not in self._stop_ids]
+        if kept and len(kept) < len(self.rows):
+            index = torch.tensor(kept, device=hidden.device)
+            self._pads = self._pads[index]
+            _keep_rows(self._module, index)
+        if kept:
+            self._tokens = torch.tensor([[chosen[i]] for i in kept], device=hidden.device)
+        self.rows = [self.rows[i] for i in kept]
+
+    def only_run(self) -> None:
+        """A forward for the other ranks' sake."""
+        self._module.reset_caches()
+        self._tokens, self._column = self._tokens[:, :1], 0
+        self._read()
+
+    def _read(self) -> Tensor:
+        """The last hidden states [B, D] of the newest tokens [B, S], which the cache takes in."""
+        tokens, pads = self._tokens, self._pads
+        rows = torch.arange(self._column, self._column + tokens.shape[1], device=tokens.device)
+        columns = torch.arange(self.width, device=tokens.device)
+        causal = columns <= rows[:, None]
+        # Padding sees itself: an attention to nothing at all would be NaN, and spread.
+        own = columns == rows[:, None]
+        mask = (causal & (columns >= pads[:, :, None])) | own
+        positions = (rows - pads).clamp(min=0)
+        self._column += tokens.shape[1]
+        return self._module(tokens, mask=mask, input_pos=positions)[:, -1]
 
 
 def _check(lengths: list[int], new_tokens: int, limit: int) -> None:
@@ -104,21 +150,6 @@ def _left_padded(prompts: list[Tensor], device: torch.device) -> tuple[Tensor, T
         tokens[row, longest - len(prompt) :] = prompt.cpu()
     pads = torch.tensor([[longest - len(prompt)] for prompt in prompts])
     return tokens.to(device), pads.to(device)
-
-
-def _next_logits(
-    module: Any, head: Head, tokens: Tensor, pads: Tensor, column: int, width: int
-) -> Tensor:
-    """The logits [B, V] after the newest tokens [B, S], which go to the columns from ``column``."""
-    rows = torch.arange(column, column + tokens.shape[1], device=tokens.device)
-    columns = torch.arange(width, device=tokens.device)
-    causal = columns <= rows[:, None]
-    # Padding sees itself: an attention to nothing at all would be NaN, and spread.
-    own = columns == rows[:, None]
-    mask = (causal & (columns >= pads[:, :, None])) | own
-    positions = (rows - pads).clamp(min=0)
-    hidden = module(tokens, mask=mask, input_pos=positions)[:, -1]
-    return head.logits(hidden)
 
 
 def _keep_rows(module: Any, index: Tensor) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchtune.modules.peft import disable_adapter, get_adapter_params, set_trainable_params
 
-from hf_models.model import Merged, ModelFacts, Sampling, Stack, View
+from hf_models.model import AnyRank, Merged, ModelFacts, Sampling, Stack, View
 from hf_models.torchtune_decoder.attention_mask import with_mask
 from hf_models.torchtune_decoder.generate import generate
 from hf_models.torchtune_decoder.layout import DecoderLayout
@@ -113,6 +113,7 @@ class DecoderModel:
         sampling: Sampling,
         stop_ids: Collection[int],
         seeds: list[int] | None = None,
+        any_rank: AnyRank | None = None,
     ) -> list[Tensor]:
         """See the protocol; the adapter takes part, dropout does not.
 
@@ -123,7 +124,9 @@ class DecoderModel:
         self.module.eval()
         try:
             with _without_head(self.module):
-                return generate(self.module, self.head(), prompts, sampling, stop_ids, seeds)
+                return generate(
+                    self.module, self.head, prompts, sampling, stop_ids, seeds, any_rank
+                )
         finally:
             self.module.train(was_training)
 

@@ -32,8 +32,11 @@ def generate(
     sampling: Sampling,
     stop_ids: Collection[int],
     seeds: list[int] | None,
+    together: bool = False,
 ) -> list[Tensor]:
     """A completion of each prompt, up to and with its first stop token.
+
+    ``together`` all ranks run until the last has its completions.
 
     Raises:
         ValueError: If a prompt is empty or does not fit, or the model is a classifier.
@@ -58,6 +61,7 @@ def generate(
             attention_mask=mask,
             generation_config=config,
             logits_processor=LogitsProcessorList([_Chosen(sampling, seeds)]),
+            synced_gpus=together,
         )
     start = 1 if facts.task == "seq2seq_lm" else ids.shape[1]
     return [_up_to_stop(row[start:].cpu(), stops) for row in found]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_models.loading import Ties
-from hf_models.model import Merged, Sampling, View
+from hf_models.model import AnyRank, Merged, Sampling, View
 from hf_models.transformers_model.facts import CLASSIFICATION, facts_of, new_modules
 from hf_models.transformers_model.head import read_head, without_head
 from hf_models.transformers_model.layout import TransformersLayout
@@ -159,6 +159,7 @@ class TransformersModel:
         sampling: Sampling,
         stop_ids: Collection[int],
         seeds: list[int] | None = None,
+        any_rank: AnyRank | None = None,
     ) -> list[Tensor]:
         """See the protocol, by transformers' own ``generate``; of an encoder-decoder the prompt is
         what the encoder reads.
@@ -172,7 +173,9 @@ class TransformersModel:
         was_training = self.module.training
         self.module.eval()
         try:
-            return generate(self.module, self.facts, prompts, sampling, stop_ids, seeds)
+            # transformers asks all ranks itself.
+            together = any_rank is not None
+            return generate(self.module, self.facts, prompts, sampling, stop_ids, seeds, together)
         finally:
             self.module.train(was_training)
 

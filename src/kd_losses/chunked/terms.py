@@ -86,6 +86,19 @@ class CrossEntropy(RowTerm):
         return -at_target(torch.log_softmax(student_logits, dim=-1), labels)
 
 
+class Entropy(RowTerm):
+    """``−Σ q log q``, in nats: how undecided the student is."""
+
+    observed = True
+
+    def per_token(
+        self, student_logits: Tensor, teacher_logits: Tensor | None, labels: Tensor
+    ) -> Tensor:
+        """Return the entropy of every row."""
+        log_q = torch.log_softmax(student_logits, dim=-1)
+        return -(log_q.exp() * log_q).sum(-1)
+
+
 class Divergence(RowTerm):
     """A divergence of `kd_losses`.
 

@@ -6,8 +6,9 @@ from kd_training.objective.term import Term
 
 
 class LabelTerm(Term):
-    """Cross-entropy with the labels."""
+    """Cross-entropy with the labels, which must be known to be right."""
 
+    on_written = False
     title = "cross-entropy with the labels"
     compared = "labels"
     loss = "cross-entropy"

@@ -62,9 +62,16 @@ class Objective:
         for term in terms:
             if term.observed:
                 self.weights.pop(term.name, None)
-        self._ignore_index, self._num_chunks = ignore_index, num_chunks
+        self.ignore_index, self._num_chunks = ignore_index, num_chunks
         own = {term.name: term.module for term in terms if term.module is not None}
         self.modules = nn.ModuleDict(own)
+
+    def with_terms(self, terms: Sequence[Term]) -> "Objective":
+        """Other terms of the same models, all of weight 1 that have one."""
+        weights = {term.weighs_as: 1.0 for term in terms if term.weighs_as is not None}
+        return Objective(
+            self.student, self.teacher, terms, weights, self.ignore_index, self._num_chunks
+        )
 
     @property
     def needs(self) -> Needs:
@@ -83,8 +90,7 @@ class Objective:
 
     def counts(self, batch: Batch) -> Tensor:
         """Number of positions in each term's scope, float64 [T]."""
-        masks = (batch.scopes[term.scope][term.place] for term in self.terms)
-        return torch.stack([mask.sum() for mask in masks]).double()
+        return torch.stack([_mask(term, batch).sum() for term in self.terms]).double()
 
     def __call__(self, batch: Batch, divisors: Tensor) -> Sums:
         """One micro-batch's sums; the total weights each and divides it by ``divisors`` [T]."""
@@ -110,7 +116,7 @@ class Objective:
         """The total and the sums of the terms that share the chunked pass, and further ones."""
         labels = batch.labels.flatten()
         scoped = {
-            term: Scoped(rows, batch.scopes[term.scope][term.place].flatten(), factors[term])
+            term: Scoped(rows, _mask(term, batch).flatten(), factors[term])
             for term in self.terms
             if (rows := term.rows) is not None
         }
@@ -121,7 +127,7 @@ class Objective:
             teacher.rows,
             labels,
             list(scoped.values()),
-            ignore_index=self._ignore_index,
+            ignore_index=self.ignore_index,
             chunk_size=size,
         )
         values = dict(zip(scoped, sums.sums, strict=True))
@@ -145,7 +151,7 @@ class Objective:
         for name, (rows, taught) in teacher.named.items() if asking else ():
             own = [one._replace(mask=one.mask & taught) for one in asking.values()]
             sums = chunked_sums(
-                student, rows, labels, own, ignore_index=self._ignore_index, chunk_size=size
+                student, rows, labels, own, ignore_index=self.ignore_index, chunk_size=size
             )
             found |= {f"{t.name}/{name}": v for t, v in zip(asking, sums.sums, strict=True)}
         return found
@@ -157,8 +163,10 @@ class Objective:
         own = torch.stack([one.parts for one in sums]).sum(0)
         counts = counts.to(own.device)
         means = (over_ranks(own) / counts.clamp(min=1)).tolist()
-        values = {term.name: mean for term, mean in zip(self.terms, means, strict=True)}
-        total = sum(self.weight(term) * values[term.name] for term in self.terms)
+        known = zip(self.terms, means, counts.tolist(), strict=True)
+        # Nothing is said of labels where the student has written all of them.
+        values = {t.name: mean for t, mean, count in known if count or t.on_written}
+        total = sum(self.weight(t) * values[t.name] for t in self.terms if t.name in values)
         values = {"total": total, **values, **self._together(values)}
         names = list(sums[0].details)
         if names:
@@ -174,7 +182,8 @@ class Objective:
         """What terms come to that have one weight together and none of its name."""
         found: dict[str, float] = {}
         for term in self.terms:
-            if term.weighs_as is not None and term.weighs_as not in values:
+            if term.weighs_as not in (None, *values) and term.name in values:
+                assert term.weighs_as is not None
                 own = term.share * values[term.name]
                 found[term.weighs_as] = found.get(term.weighs_as, 0.0) + own
         return found
@@ -192,6 +201,12 @@ class Objective:
         """Go on from `facts`."""
         for term in self.terms:
             term.load_facts(facts[term.name])
+
+
+def _mask(term: Term, batch: Batch) -> Tensor:
+    """The positions that a term counts."""
+    mask = batch.scopes[term.scope][term.place]
+    return mask if term.on_written or not batch.written else torch.zeros_like(mask)
 
 
 def _with_answers(teacher: Teacher, to_batch: Callable[..., Batch], samples: object) -> Batch:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from kd_config.components import component, expect
-from kd_training.objective import agreement, distribution, labels, layers
+from kd_training.objective import agreement, distribution, entropy, labels, layers
 from kd_training.objective.parts import Parts
 from kd_training.objective.term import Term
 
@@ -14,12 +14,14 @@ TERMS: dict[str, Callable[[str, Parts], list[Term]]] = {
     "ir": layers.build,
     "prompt_kd": distribution.build_prompt,
     "agreement": agreement.build,
+    "entropy": entropy.build,
 }
 
 
 # What the log has besides the terms.
 _TAKEN = ("total", "lr", "grad_norm", "tokens_per_second", "num_tokens", "skipped_steps",
-          "peak_memory_gib")  # fmt: skip
+          "peak_memory_gib", "generated_length", "finished", "repetition", "generated_per_second",
+          "generation_seconds", "trained_per_second")  # fmt: skip
 
 
 def build_terms(parts: Parts) -> list[Term]:

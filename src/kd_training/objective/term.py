@@ -41,6 +41,7 @@ class Term:
     Attributes:
         place: Where its scope is looked up: ``logits`` or a stack of layers.
         observed: Whether it is only logged.
+        on_written: Whether it counts on text that the student has written itself.
         weighs_as: Key of its weight; None for what is only observed.
         share: Its part of that weight, where several terms have it together.
         needs: What it asks of the teacher.
@@ -54,6 +55,7 @@ class Term:
 
     place = LOGITS
     observed = False
+    on_written = True
     share = 1.0
     needs = Needs()
     taps: frozenset[Tap] = frozenset()

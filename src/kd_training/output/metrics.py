@@ -1,20 +1,19 @@
 """Where a run's numbers go: the terminal, ``logs/metrics.jsonl`` and the configured loggers."""
 
-import json
-import math
 import resource
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from torchtune.training.metric_logging import WandBLogger
 from tqdm import tqdm
 
-from kd_training.placement.writing import WriteError
+from kd_training.output.step_lines import StepLines
 
 METRICS_FILE = Path("logs") / "metrics.jsonl"
+TEXTS_FILE = Path("logs") / "samples.jsonl"
 
 
 class Metrics:
@@ -42,10 +41,8 @@ class Metrics:
         if not main:
             return
         self._loggers = make_loggers()
-        path = output_dir / METRICS_FILE
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_after(path, first_step)
-        self._file = path.open("a", encoding="utf-8")
+        self._lines = StepLines(output_dir / METRICS_FILE, first_step)
+        self._texts = StepLines(output_dir / TEXTS_FILE, first_step)
         self._bar = tqdm(
             total=total_steps, initial=first_step, desc="distil", unit="step", dynamic_ncols=True
         )
@@ -64,13 +61,21 @@ class Metrics:
             return
         line = " ".join(f"{k} {v:.4g}" for k, v in values.items() if not _is_detail(k))
         self.say(f"step {step}/{self._bar.total} | {line}")
-        try:
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
-        except OSError as err:
-            raise WriteError(f"{self._file.name} could not be written: {err}") from err
+        self._lines.write(step, values)
         for logger in self._loggers:
             logger.log_dict(values, step=step)
+
+    def texts(self, rows: list[dict[str, str]], step: int) -> None:
+        """Record texts in ``logs/samples.jsonl``, and as a table in W&B."""
+        if not self._main or not rows:
+            return
+        for row in rows:
+            self._texts.write(step, row)
+        for logger in self._loggers:
+            if isinstance(logger, WandBLogger) and logger._wandb.run:
+                columns = list(rows[0])
+                table = logger._wandb.Table(columns, [list(row.values()) for row in rows])
+                logger._wandb.log({"samples": table, "global_step": step})
 
     def say(self, text: str) -> None:
         """Print a line without tearing the progress bar."""
@@ -82,9 +87,8 @@ class Metrics:
         if not self._main:
             return
         self._bar.close()
-        # Every line was flushed when it was written: what fails now has been reported.
-        with suppress(OSError):
-            self._file.close()
+        self._lines.close()
+        self._texts.close()
         for logger in self._loggers:
             logger.close()
 
@@ -92,21 +96,6 @@ class Metrics:
 def _is_detail(name: str) -> bool:
     """Whether it is one of many: a pair of layers, a weight."""
     return "/" in name.removeprefix("val/")
-
-
-def _drop_after(path: Path, step: int) -> None:
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = path.with_name(f".{path.name}.partial")
-        kept.write_text("".join(line for line in lines if _step(line) <= step), encoding="utf-8")
-        kept.replace(path)
-
-
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):  # the last line of a killed process
-        return math.inf
 
 
 def peak_memory_gib(device: torch.device) -> float:

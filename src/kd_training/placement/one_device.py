@@ -1,6 +1,7 @@
 """Where a run lives. The loop asks a placement and never looks at ranks or devices itself."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torchtune import training, utils
 
 from hf_models.loading import load
-from hf_models.model import Model
+from hf_models.model import AnyRank, Model
 from hf_models.quantization import quantize
 
 
@@ -29,6 +30,17 @@ class Placement(Protocol):
 
     def place_module(self, module: nn.Module) -> None:
         """Take over a small module that already has its weights, the same on every rank."""
+
+    def for_generation(self, model: Model, gather: bool) -> AbstractContextManager[AnyRank | None]:
+        """While it lasts, the model is called many times, and not equally often on every rank.
+
+        Args:
+            model: One that is placed here.
+            gather: Whether to gather its weights, where they are sharded.
+
+        Returns:
+            What `hf_models.model.Model.generate` asks the ranks with; None where none need be.
+        """
 
     def backward(self, total: Tensor) -> None:
         """Add the gradient of ``total``, summed over ranks, to the parameters'."""
@@ -71,6 +83,10 @@ class OneDevice:
     def place_module(self, module: nn.Module) -> None:
         """Move the module to the device."""
         module.to(self.device)
+
+    def for_generation(self, model: Model, gather: bool) -> AbstractContextManager[None]:
+        """Nothing to prepare."""
+        return nullcontext()
 
     def backward(self, total: Tensor) -> None:
         """Add the gradient of ``total`` to the parameters'."""

@@ -2,7 +2,8 @@
 
 import mmap
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -27,7 +28,7 @@ from torchtune import training
 
 from hf_models.blocks import blocks_of
 from hf_models.loading import Ties
-from hf_models.model import Model
+from hf_models.model import AnyRank, Model
 from hf_models.precision import gather_dtype
 from kd_training.placement.one_device import find_device, load_whole, read_weights
 
@@ -94,11 +95,7 @@ class Sharded:
         self.wait()
         ties = Ties(model.module)
         self._shard(model)
-        # The loss uses the head after the forward has ended. The root holds it, unless it is tied
-        # to embeddings that are gathered on their own.
-        for module in model.head_modules():
-            if isinstance(module, FSDPModule):
-                module.set_reshard_after_forward(False, recurse=False)
+        _keep_head(model)
         options = StateDictOptions(
             full_state_dict=True, broadcast_from_rank0=True, cpu_offload=self._offload
         )
@@ -149,6 +146,28 @@ class Sharded:
         if any(True for _ in module.parameters()):
             fully_shard(module, mesh=self._mesh, offload_policy=self._offload_policy)
 
+    @contextmanager
+    def for_generation(self, model: Model, gather: bool) -> Iterator[AnyRank | None]:
+        """Gather all weights, after which no rank waits for another; or let ranks go in step."""
+        module: Any = model.module
+        units = [unit for unit in module.modules() if isinstance(unit, FSDPModule)]
+        if not gather:
+            yield self._any
+            return
+        module.set_reshard_after_forward(False)
+        try:
+            for unit in units:
+                unit.unshard()
+            yield None
+        finally:
+            for unit in units:
+                unit.reshard()
+            module.set_reshard_after_forward(self._reshard)
+            _keep_head(model)
+
+    def _any(self, value: bool) -> bool:
+        return bool(self.sum(torch.tensor(float(value))) > 0)
+
     def backward(self, total: Tensor) -> None:
         """Add the gradient summed over ranks; FSDP averages it, which is undone beforehand."""
         (total * self.world_size).backward()
@@ -178,6 +197,16 @@ class Sharded:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state: dict[str, Any] = get_model_state_dict(model, options=options)
         return state
+
+
+def _keep_head(model: Model) -> None:
+    """Leave the head whole after a forward, for then the loss uses it.
+
+    The root holds it, unless it is tied to embeddings that are gathered on their own.
+    """
+    for module in model.head_modules():
+        if isinstance(module, FSDPModule):
+            module.set_reshard_after_forward(False, recurse=False)
 
 
 def _read_from_disk(state: dict[str, Tensor]) -> None:

@@ -1,0 +1,1 @@
+"""Text that the student writes itself, to be taught on it."""

@@ -1,0 +1,75 @@
+"""How far the student is from the teacher on what it writes itself."""
+
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from kd_losses import Divergence, ReverseKLLoss
+from kd_teachers import Needs, check_needs
+from kd_training.objective.objective import Objective
+from kd_training.objective.term import Term
+from kd_training.on_policy.source import Completed
+from kd_training.placement.one_device import Placement
+
+NAME = "on_policy_kl"
+_ROUND = -1  # no epoch's: each validation writes with the same random numbers
+
+
+class OwnTextTerm(Term):
+    """KL(student‖teacher) of each token that the student has written."""
+
+    observed = True
+
+    def __init__(self) -> None:
+        super().__init__(name=NAME)
+        self.rows = Divergence(ReverseKLLoss())
+        self.needs = Needs(distribution=True, reads=frozenset({self.rows.reads}))
+
+
+class OwnTextMeasure:
+    """KL(student‖teacher), in nats per token, on completions of held-out prompts.
+
+    At temperature 1 and over all tokens it is an estimate of the KL divergence of whole texts,
+    divided by their length, whatever divergence was trained with.
+
+    Args:
+        objective: The run's, for its models.
+        completed: Puts the student's completions into batches.
+        loader: This rank's micro-batches of prompts, equally many on every rank.
+        placement: Where the models live.
+
+    Raises:
+        ValueError: If there is no teacher, or it cannot be asked about new text.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        completed: Completed,
+        loader: DataLoader,
+        placement: Placement,
+    ) -> None:
+        term = OwnTextTerm()
+        if objective.teacher is not None:
+            check_needs(objective.teacher, f"val/{NAME}", term.needs)
+        self._objective = objective.with_terms([term])
+        self._completed, self._loader, self._placement = completed, loader, placement
+
+    @torch.no_grad()
+    def __call__(self) -> dict[str, float]:
+        """The divergence, and the texts' mean length; the student is in eval mode."""
+        sums, counts = [], []
+        number, tokens = 0, 0
+        for given in self._loader:
+            batches, texts = self._completed([given], _ROUND)
+            number, tokens = number + len(texts), tokens + sum(len(one.tokens) for one in texts)
+            for batch in batches:
+                counts.append(self._objective.counts(batch))
+                on_device: Any = batch.to(self._placement.device)
+                sums.append(self._objective(on_device, torch.ones_like(counts[-1])))
+        total = self._placement.sum(torch.stack(counts).sum(0))
+        values = self._objective.means(sums, total, self._placement.sum)
+        texts_and_tokens = torch.tensor([number, tokens], dtype=torch.float64)
+        number, tokens = self._placement.sum(texts_and_tokens).tolist()
+        return {NAME: values[NAME], "on_policy_length": tokens / max(number, 1)}
