@@ -11,7 +11,8 @@ from kd_training import OneDevice, run
 
 SCHEDULE = "torchtune.training.lr_schedulers.get_cosine_schedule_with_warmup"
 # Measured with a clock, so never the same twice.
-TIMED = ("tokens_per_second", "peak_memory_gib")
+TIMED = ("tokens_per_second", "peak_memory_gib", "generated_per_second", "generation_seconds",
+         "trained_per_second")  # fmt: skip
 NUM_STEPS = 12
 
 

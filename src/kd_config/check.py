@@ -15,6 +15,7 @@ from kd_config.schema import COMPONENT, LISTED, NAMED, SHORT, RunConfig, marked
 
 _STACKS = "layer_mapping"  # may hold a mapping for each stack
 _TEACHERS = "teachers"  # each with components of its own
+_ON_POLICY = "on_policy"  # with one of its own
 
 
 def check_config(cfg: DictConfig) -> DictConfig:
@@ -55,6 +56,8 @@ def typed(cfg: DictConfig) -> RunConfig:
             value = {str(name): value[name] for name in value}
         elif key == _TEACHERS and isinstance(value, DictConfig):
             value = {str(name): _keys(value[name]) for name in value}
+        elif key == _ON_POLICY:
+            value = _keys(value)
         elif OmegaConf.is_config(value) and not components:
             value = OmegaConf.to_container(value, resolve=True)
         if value is not None or key not in _REQUIRED:
@@ -123,6 +126,9 @@ def _components(cfg: DictConfig) -> Iterator[tuple[str, DictConfig]]:
         for key in ("model", "checkpointer", "quantization"):
             node = teacher.get(key)
             yield from _checked(f"{_TEACHERS}.{name}.{key}", node, named=key == "quantization")
+    if cfg[_ON_POLICY] is not None:
+        key = "generator"
+        yield from _checked(f"{_ON_POLICY}.{key}", cfg[_ON_POLICY].get(key), named=False)
 
 
 def _checked(key: str, node: Any, named: bool) -> Iterator[tuple[str, DictConfig]]:
