@@ -28,7 +28,7 @@ def config(tiny_run, root: Path, batch_size: int, accumulation: int, gather: boo
     cfg = OmegaConf.create(tiny_run.config(root))
     root.mkdir(parents=True, exist_ok=True)
     cfg.dataset.data_files = str(
-        save_texts(root / "texts.jsonl", SENTENCES + [f"{one} So it is." for one in SENTENCES])
+        save_texts(root / "texts.jsonl", SENTENCES + [f"So: {one}" for one in SENTENCES])
     )
     cfg.update(batch_size=batch_size, gradient_accumulation_steps=accumulation, epochs=2)
     cfg.optimizer = {"_component_": "torch.optim.SGD", "lr": 0.1}
