@@ -24,6 +24,7 @@ def build_dataset(
     key: str,
     ignore_index: int,
     facts: ModelFacts | None = None,
+    labelled: bool = True,
 ) -> Any:
     """The dataset that ``node`` names; a list of nodes is concatenated.
 
@@ -33,6 +34,7 @@ def build_dataset(
         key: Its key.
         ignore_index: Label of what is no target.
         facts: The model that it is for; None for a causal one.
+        labelled: Whether it must have labels; prompts alone have none.
 
     Raises:
         ValueError: If it is empty, its first samples carry no label at all, or a label is none of
@@ -47,7 +49,7 @@ def build_dataset(
     looked_at = min(len(dataset), _LOOK_FOR_LABELS_IN)
     # The first token of a text that is predicted is nobody's target.
     first = 1 if facts is None or facts.task == "causal_lm" else 0
-    if not any(_has_target(dataset[i], ignore_index, first) for i in range(looked_at)):
+    if labelled and not any(_has_target(dataset[i], ignore_index, first) for i in range(looked_at)):
         raise ValueError(
             f"{key}: all labels of its first {looked_at} samples are masked: nothing to learn; "
             "check its columns, train_on_prompt/train_on_input and tokenizer.max_seq_len"
@@ -62,13 +64,14 @@ def build_samples(
     teacher_tokenizer: Any,
     ignore_index: int,
     facts: ModelFacts | None = None,
+    labelled: bool = True,
 ) -> Any:
     """The dataset that ``node`` names, for a teacher with a tokenizer of its own in its tokens too.
 
     Raises:
         ValueError: See `build_dataset`; or if hardly a target has a counterpart of the teacher's.
     """
-    dataset = build_dataset(node, tokenizer, key, ignore_index, facts)
+    dataset = build_dataset(node, tokenizer, key, ignore_index, facts, labelled)
     if teacher_tokenizer is None:
         return dataset
     teachers = build_dataset(node, teacher_tokenizer, key, ignore_index)

@@ -103,7 +103,10 @@ def _samples(
     config: RunConfig, key: str, tokenizers: Tokenizers, ignore: int, facts: ModelFacts
 ) -> Any:
     """The samples of a key, routed where there are several teachers and rows name theirs."""
-    samples = build_samples(getattr(config, key), key, *tokenizers, ignore, facts)
+    prompts = config.on_policy is not None and config.on_policy.fraction == 1
+    samples = build_samples(
+        getattr(config, key), key, *tokenizers, ignore, facts, labelled=not prompts
+    )
     if not config.teachers:
         return samples
     try:

@@ -17,7 +17,7 @@ def prompt_completion_dataset(
     tokenizer: ModelTokenizer,
     data_files: str | Path | Sequence[str | Path],
     prompt_column: str = "prompt",
-    completion_column: str = "completion",
+    completion_column: str | None = "completion",
     train_on_prompt: bool = False,
     split: str = "train",
     packed: bool = False,
@@ -31,7 +31,7 @@ def prompt_completion_dataset(
         data_files: One or more local files of one format, which their ending says: CSV, TSV, JSON,
             JSON Lines or Parquet. See ``read_texts``.
         prompt_column: Column of the prompt.
-        completion_column: Column of the completion.
+        completion_column: Column of the completion; None: the student is to write it.
         train_on_prompt: Whether the prompt's tokens are labels too.
         split: ``train``, or a part of it such as ``train[:10%]``.
         packed: Several samples to a row of ``tokenizer.max_seq_len`` tokens.
@@ -45,7 +45,8 @@ def prompt_completion_dataset(
             ``packed`` lacks a ``max_seq_len``.
     """
     files = [data_files] if isinstance(data_files, str | Path) else list(data_files)
-    table = read_texts(files, split, (prompt_column, completion_column))
+    columns = [column for column in (prompt_column, completion_column) if column is not None]
+    table = read_texts(files, split, columns)
     dataset = PromptCompletionDataset(
         tokenizer, table, prompt_column, completion_column, train_on_prompt
     )
@@ -68,7 +69,7 @@ class PromptCompletionDataset(Dataset):
         tokenizer: ModelTokenizer,
         table: Table,
         prompt_column: str,
-        completion_column: str,
+        completion_column: str | None,
         train_on_prompt: bool,
         add_eos: bool = True,
     ) -> None:
@@ -76,14 +77,14 @@ class PromptCompletionDataset(Dataset):
         self._table = table
         self._columns = (prompt_column, completion_column)
         self._train_on_prompt = train_on_prompt
-        self._add_eos = add_eos
+        self._add_eos = add_eos and completion_column is not None
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
         row = self._table[index]
-        prompt, completion = (row[column] for column in self._columns)
+        prompt, completion = (row[column] if column else "" for column in self._columns)
         # One pass over the whole text, so that the boundary is tokenised as in running text. A
         # space at the prompt's end is part of the completion's first token.
         tokens = self._tokenizer.encode(prompt + completion, add_bos=True, add_eos=self._add_eos)
