@@ -168,8 +168,9 @@ class Loop:
         named = {f"val/{k}": v for k, v in values.items()}
         self.progress.newest |= named
         self.metrics.log(named, step)
-        if values["total"] < self.progress.best:
-            self.progress.best = values["total"]
+        judged = values[self.prepared.validator.judged_by]
+        if judged < self.progress.best:
+            self.progress.best = judged
             self.saving.best()
 
     def _save_or_stop(self, stop: StopSignal) -> None:

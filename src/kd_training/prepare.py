@@ -30,6 +30,7 @@ from kd_training.objective.parts import Parts
 from kd_training.objective.registry import build_terms
 from kd_training.objective.scales import DynamicScales
 from kd_training.on_policy.build import build_measure, build_writing, find_ends
+from kd_training.on_policy.measure import NAME
 from kd_training.on_policy.source import OnPolicySource
 from kd_training.output import directory
 from kd_training.output.student import Export
@@ -180,7 +181,10 @@ def _build_data(
     )
     if validator is not None:
         measure = build_measure(config, writing, objective, validator.dataset, placement)
-        validator.further = measure or validator.further
+        if measure is not None:
+            validator.further = measure
+            # Where all that is trained on is its own text, this is what the run is about.
+            validator.judged_by = NAME if config.on_policy.fraction == 1 else validator.judged_by
     source = OnPolicySource(
         given, writing.completed, config.on_policy.fraction, writing.watch, seed
     )

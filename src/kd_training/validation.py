@@ -30,6 +30,7 @@ class Validator:
 
     Attributes:
         further: What else is measured of the student, in eval mode.
+        judged_by: Name of the value that the best student has the lowest of.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Validator:
         self._objective, self._loader, self._placement = objective, loader, placement
         self._measured_by = measured_by
         self.further: Callable[[], dict[str, float]] = dict
+        self.judged_by = "total"
         # Weights that change in training would make one validation's total mean another thing.
         self._weights = objective.weights
 
@@ -86,7 +88,10 @@ class Validator:
             if "blank" not in sample:
                 total, count = total + _checksum(sample), count + 1
         samples = self._placement.sum(torch.tensor([total, count])).tolist()
-        return hashlib.sha256(json.dumps([samples, self._measured_by]).encode()).hexdigest()
+        measured_by = [samples, self._measured_by]
+        if self.judged_by != "total":
+            measured_by.append(self.judged_by)
+        return hashlib.sha256(json.dumps(measured_by).encode()).hexdigest()
 
 
 def _checksum(sample: dict[str, Any]) -> int:

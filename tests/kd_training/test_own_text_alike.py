@@ -91,6 +91,15 @@ def test_any_micro_batches(tiny_run, plain, tmp_path, split):
     assert_alike(tmp_path, plain)
 
 
+@pytest.mark.parametrize("key", ["enable_activation_checkpointing", "compile"])
+def test_what_changes_how_blocks_run(tiny_run, plain, tmp_path, key, monkeypatch):
+    monkeypatch.setenv("TORCH_COMPILE_BACKEND", "aot_eager")
+    cfg = config(tiny_run, tmp_path, 4, 1)
+    cfg[key] = True
+    train(cfg, OneDevice("cpu"))
+    assert_alike(tmp_path, plain)
+
+
 @pytest.mark.parametrize(("ranks", "gather"), RANKS)
 def test_any_number_of_ranks(tiny_run, plain, tmp_path, ranks, gather):
     cfg = config(tiny_run, tmp_path, 4 // ranks, 1, gather)
