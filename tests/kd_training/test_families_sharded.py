@@ -28,6 +28,8 @@ CASES = {
     "bart": {"gradient_accumulation_steps": 2},
     "gemma2": {"clip_grad_norm": 0.5},
     "mixtral, lora": LORA,
+    "t5, own text": {"on_policy": {"max_new_tokens": 6}},
+    "gpt2, own text": LORA | {"on_policy": {"max_new_tokens": 6, "gather_weights": False}},
     "bloom": {"compile": True},
     "qwen3": {"teacher_model._component_": "hf_models.decoder"},
     "mistral": {"dtype": "bf16"},
