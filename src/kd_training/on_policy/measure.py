@@ -1,10 +1,9 @@
 """How far the student is from the teacher on what it writes itself."""
 
-from typing import Any
-
 import torch
 from torch.utils.data import DataLoader
 
+from kd_data.transfer import one_at_a_time
 from kd_losses import Divergence, ReverseKLLoss
 from kd_teachers import Needs, check_needs
 from kd_training.objective.objective import Objective
@@ -60,16 +59,13 @@ class OwnTextMeasure:
     def __call__(self) -> dict[str, float]:
         """The divergence, and the texts' mean length; the student is in eval mode."""
         sums, counts = [], []
-        number, tokens = 0, 0
-        for given in self._loader:
-            batches, texts = self._completed([given], _ROUND)
-            number, tokens = number + len(texts), tokens + sum(len(one.tokens) for one in texts)
-            for batch in batches:
-                counts.append(self._objective.counts(batch))
-                on_device: Any = batch.to(self._placement.device)
-                sums.append(self._objective(on_device, torch.ones_like(counts[-1])))
-        total = self._placement.sum(torch.stack(counts).sum(0))
+        # All prompts at once: side by side they take little longer than a few.
+        batches, texts = self._completed(list(self._loader), _ROUND)
+        for batch in one_at_a_time(batches, self._placement.device):
+            counts.append(self._objective.counts(batch))
+            sums.append(self._objective(batch, torch.ones_like(counts[-1])))
+        total = self._placement.sum(torch.stack(counts).sum(0).cpu())
         values = self._objective.means(sums, total, self._placement.sum)
-        texts_and_tokens = torch.tensor([number, tokens], dtype=torch.float64)
-        number, tokens = self._placement.sum(texts_and_tokens).tolist()
+        own = torch.tensor([len(texts), sum(len(one.tokens) for one in texts)]).double()
+        number, tokens = self._placement.sum(own).tolist()
         return {NAME: values[NAME], "on_policy_length": tokens / max(number, 1)}
