@@ -22,7 +22,7 @@ CONFIG = "configs/on_policy_quickstart.yaml"
 RUNS = Path("out/on_policy_study")
 TABLE = Path(__file__).parent / "results" / "on_policy_study.md"
 # Name → fraction, steps of each of two epochs.
-ARMS = {"own text": (1.0, 24), "half and half": (0.5, 20), "given text": (0.0, 16)}
+ARMS = {"own text": (1.0, 20), "half and half": (0.5, 16), "given text": (0.0, 14)}
 MEASURES = {"val/on_policy_kl": "KL on its own text", "val/kd": "KL on given text"}
 HEAD = """Reverse KL, nats per token, on {prompts} held-out passages at the end; lower is better.
 Mean ± standard deviation over {seeds} seeds; the last column is the paired difference from given

@@ -1,6 +1,7 @@
 """Weights of the objective's terms that follow their magnitudes."""
 
 from collections.abc import Mapping
+from typing import Any
 
 
 class DynamicScales:
@@ -22,6 +23,7 @@ class DynamicScales:
         self._ema = ema
         self._max_weight = max_weight
         self._sums = dict.fromkeys(shares, 0.0)
+        self._weight = 0.0  # 1 - ema^steps
 
     def weights(self) -> dict[str, float]:
         """The weights for the next step."""
@@ -37,15 +39,17 @@ class DynamicScales:
         return total / self._sums[key] if within else self._max_weight
 
     def update(self, values: Mapping[str, float]) -> None:
-        """Take in a step's means, unweighted."""
-        for key in self._sums:
-            new = values.get(key, 0.0)
-            self._sums[key] = self._ema * self._sums[key] + (1 - self._ema) * new
+        """Take in a step's means, unweighted; one that has none in this step keeps its own."""
+        for key, old in self._sums.items():
+            new = values.get(key, old / self._weight if self._weight else 0.0)
+            self._sums[key] = self._ema * old + (1 - self._ema) * new
+        self._weight = self._ema * self._weight + 1 - self._ema
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on with the same weights."""
-        return dict(self._sums)
+        return {"sums": dict(self._sums), "weight": self._weight}
 
-    def load_state_dict(self, state: Mapping[str, float]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over another run's magnitudes."""
-        self._sums = {key: state[key] for key in self._sums}
+        self._sums = {key: state["sums"][key] for key in self._sums}
+        self._weight = state["weight"]
