@@ -119,6 +119,21 @@ class HFTokenizer(ModelTokenizer, Transform):
             )
         return {"truncation": True, "max_length": limit, "verbose": False}
 
+    @property
+    def has_template(self) -> bool:
+        """Whether the directory has a chat template."""
+        return self._hf.chat_template is not None
+
+    def encode_messages(self, messages: list[Message]) -> list[int]:
+        """Token ids of a whole conversation in the directory's chat template, never cut.
+
+        Raises:
+            ValueError: If the directory has no chat template, or the template refuses it.
+        """
+        text = self._render([as_chat(message) for message in messages])
+        ids: list[int] = self._hf(text, add_special_tokens=False, verbose=False).input_ids
+        return ids
+
     def decode(self, token_ids: list[int], skip_special_tokens: bool = False) -> str:
         """The text of token ids, as it was: no space before a full stop is taken out."""
         return self._hf.decode(

@@ -55,6 +55,9 @@ class RunConfig(Section):
     teacher_average: Literal["probabilities", "logits"] = Field(
         "probabilities", description="what of several teachers is averaged"
     )
+    teacher_prompt: str | list[dict[str, str]] | None = Field(
+        None, description="what only the teacher reads before each text: a text, or messages"
+    )
     teacher_cache: str | None = Field(
         None, description="directory of kept answers; the teacher itself is not loaded"
     )

@@ -82,7 +82,9 @@ class Cached:
         if kept is None:
             kept = {n: t.to(batch.labels.device) for n, t in self.store.read(batch).items()}
         wanted = {tap for tap in self._contents.taps if (tap.stack, tap.layer) in needs.taps}
-        taps = {(tap.stack, tap.layer): kept[tap.name] for tap in wanted}
+        taps = {
+            (tap.stack, tap.layer): batch.at_student_positions(kept[tap.name]) for tap in wanted
+        }
         return Signal(self._rows(kept, batch) if needs.distribution else None, taps)
 
     def _rows(self, kept: Mapping[str, Tensor], batch: Batch) -> Rows:

@@ -74,7 +74,8 @@ class Live:
 def answer(model: Model, batch: Batch, needs: Needs) -> Signal:
     """What a model in eval mode says about a micro-batch."""
     view = read(model, batch.teacher_inputs(), needs)
+    taps = {tap: batch.at_student_positions(output) for tap, output in view.taps.items()}
     if not needs.distribution:
-        return Signal(None, view.taps)
+        return Signal(None, taps)
     hidden = batch.at_student_positions(view.hidden)
-    return Signal(Projected(hidden.flatten(0, 1), model.head()), view.taps)
+    return Signal(Projected(hidden.flatten(0, 1), model.head()), taps)

@@ -12,6 +12,7 @@ from kd_data.loaders import Batching, collate_with, train_source, val_loader
 from kd_data.routing import Routed, named_teachers, with_routes
 from kd_data.samples import build_samples
 from kd_data.sources import DatasetSource
+from kd_data.teacher_prompt import TeacherPrompt, teacher_prompt
 from kd_training.objective.objective import Objective
 from kd_training.placement.one_device import Placement
 from kd_training.validation import Validator
@@ -29,6 +30,7 @@ _MEASURE = (
     "teacher_model",
     "teacher_checkpointer",
     "teacher_quantization",
+    "teacher_prompt",
     "teacher_cache",
     "teachers",
     "teacher_average",
@@ -49,7 +51,7 @@ def build_source(
         ValueError: If it cannot be built, or does not fill a step.
     """
     facts = objective.student.facts
-    to_batch = batches_of(facts, tokenizers, ignore)
+    to_batch = batches_of(config, facts, tokenizers, ignore)
     if config.on_policy is None:  # else it is asked when the text is known
         to_batch = objective.read_ahead(to_batch)
     dataset = _samples(config, "dataset", tokenizers, ignore, facts)
@@ -85,7 +87,7 @@ def build_validator(
         _samples(config, "dataset_val", tokenizers, ignore, facts),
         config.batch_size_val or config.batch_size,
         placement,
-        objective.read_ahead(batches_of(facts, tokenizers, ignore)),
+        objective.read_ahead(batches_of(config, facts, tokenizers, ignore)),
         config.num_workers,
     )
     measured_by = json.dumps([config.plain(_MEASURE), objective.weights], sort_keys=True)
@@ -93,10 +95,27 @@ def build_validator(
 
 
 def batches_of(
-    facts: ModelFacts, tokenizers: Tokenizers, ignore: int
+    config: RunConfig, facts: ModelFacts, tokenizers: Tokenizers, ignore: int
 ) -> Callable[[Sequence[Any]], Batch]:
-    """Makes batches with the routes of their samples."""
-    return partial(with_routes, collate_with(facts, *tokenizers, ignore))
+    """Makes batches with the routes of their samples, and what the teacher reads besides.
+
+    Raises:
+        ValueError: If ``teacher_prompt`` cannot be rendered.
+    """
+    to_batch = collate_with(facts, *tokenizers, ignore)
+    prompt = prompt_of(config, tokenizers[0], ignore)
+    return partial(with_routes, to_batch if prompt is None else prompt.batches(to_batch))
+
+
+def prompt_of(config: RunConfig, tokenizer: Any, ignore: int) -> TeacherPrompt | None:
+    """What only the teacher reads, if anything.
+
+    Raises:
+        ValueError: If ``teacher_prompt`` cannot be rendered.
+    """
+    if config.teacher_prompt is None:
+        return None
+    return teacher_prompt(config.teacher_prompt, tokenizer, ignore)
 
 
 def _samples(

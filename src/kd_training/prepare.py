@@ -3,13 +3,13 @@
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torchtune import training
 
-from hf_models.model import Model, ModelFacts
+from hf_models.model import Model
 from kd_config.card import card_facts
 from kd_config.check import check_config, typed
 from kd_config.components import argument
@@ -17,11 +17,9 @@ from kd_config.loggers import make_loggers
 from kd_config.public import from_environment
 from kd_config.schema import RunConfig
 from kd_config.weights import loss_weights
-from kd_data.samples import build_tokenizer
-from kd_data.sources import Source
-from kd_teachers import Teacher, check_needs, live_models
+from kd_teachers import Teacher, check_needs
 from kd_training import build
-from kd_training.build_data import Tokenizers, batches_of, build_source, build_validator
+from kd_training.build_data import batches_of
 from kd_training.build_teacher import build_teacher
 from kd_training.checkpoint.facts import Facts
 from kd_training.checkpoint.resume import find_checkpoint, read_checkpoint
@@ -29,21 +27,16 @@ from kd_training.objective.objective import Objective
 from kd_training.objective.parts import Parts
 from kd_training.objective.registry import build_terms
 from kd_training.objective.scales import DynamicScales
-from kd_training.on_policy.build import build_measure, build_writing, find_ends
-from kd_training.on_policy.measure import NAME
-from kd_training.on_policy.source import OnPolicySource
 from kd_training.output import directory
 from kd_training.output.student import Export
 from kd_training.placement.one_device import Placement
 from kd_training.preflight import estimates, same_model
 from kd_training.preflight.caches import check_caches, check_documents
-from kd_training.preflight.on_policy import check_on_policy
 from kd_training.preflight.plan import plan
-from kd_training.preflight.same_task import check_same_task
 from kd_training.preflight.sources import check_sources
 from kd_training.preflight.two_tokenizers import check_two_tokenizers
+from kd_training.prepare_data import build_data, build_tokenizers
 from kd_training.prepared import Optimization, Records, Run, Schedule
-from kd_training.validation import Validator
 
 
 def prepare(cfg: DictConfig, placement: Placement) -> Run:
@@ -68,18 +61,19 @@ def prepare(cfg: DictConfig, placement: Placement) -> Run:
     estimates.check_disk(config, student, dtype)
     ignore = build.ignore_index(config)
     objective, teacher = _build_objective(config, student, dtype, placement, ignore)
-    tokenizers = _build_tokenizers(config, student, teacher)
+    tokenizers = build_tokenizers(config, student, teacher)
     own, notes = build.build_checkpointer(config.checkpointer, "checkpointer", student)
     hidden_base = from_environment(cfg, "checkpointer.checkpoint_dir")
     same_model.prepare_export(config, own, hidden_base)
     notes += check_caches(config, teacher, dtype, placement)
-    source, validator, more = _build_data(config, placement, seed, tokenizers, objective, own)
+    source, validator, more = build_data(config, placement, seed, tokenizers, objective, own)
     notes += more
     if facts:
         source.check_same(facts["source"])
     datasets = {"dataset": source.dataset}
     datasets |= {} if validator is None else {"dataset_val": validator.dataset}
-    check_documents(teacher, datasets, batches_of(student.facts, tokenizers, ignore), placement)
+    to_batch = batches_of(config, student.facts, tokenizers, ignore)
+    check_documents(teacher, datasets, to_batch, placement)
     lines = partial(plan, config, student, teacher, objective.terms, source, dtype, placement)
     card = card_facts(cfg, with_teacher=teacher is not None, task=student.facts.task)
     return Run(
@@ -125,19 +119,6 @@ def _look_at_output(config: RunConfig, placement: Placement) -> _Resuming:
     return _Resuming(checkpoint, facts, warnings)
 
 
-def _build_tokenizers(config: RunConfig, student: Model, teacher: Teacher | None) -> Tokenizers:
-    """Both tokenizers, seen to belong to the models and their files."""
-    members = {} if teacher is None else teacher.members()
-    facts: dict[str, ModelFacts] = {key: one.facts for key, one in members.items()}
-    check_same_task(config, student.facts, facts)
-    estimates.check_length(config, student.facts, facts)
-    same_model.check_model_configs(config, live_models(teacher))
-    own = build_tokenizer(config.tokenizer, "tokenizer")
-    teachers = build_tokenizer(config.teacher_tokenizer, "teacher_tokenizer")
-    same_model.check_tokenizers(config, student.facts, facts, own, teachers)
-    return own, teachers
-
-
 def _build_objective(
     config: RunConfig, student: Model, dtype: torch.dtype, placement: Placement, ignore: int
 ) -> tuple[Objective, Teacher | None]:
@@ -153,42 +134,6 @@ def _build_objective(
             check_needs(teacher, term.name, term.needs)
     num_chunks = argument(config.loss, "num_output_chunks")
     return Objective(student, teacher, terms, weights, ignore, num_chunks), teacher
-
-
-def _build_data(
-    config: RunConfig,
-    placement: Placement,
-    seed: int,
-    tokenizers: Tokenizers,
-    objective: Objective,
-    checkpointer: Any,
-) -> tuple[Source, Validator | None, list[str]]:
-    """The steps and the held-out measure, with the student's own text where the config asks for it.
-
-    Returns:
-        Both, and what a person should know.
-    """
-    ignore = objective.ignore_index
-    given = build_source(config, placement, seed, tokenizers, ignore, objective)
-    validator = build_validator(config, placement, objective, tokenizers, ignore)
-    if config.on_policy is None:
-        return given, validator, []
-    check_on_policy(config, objective)
-    ends = find_ends(config, objective, tokenizers[0], checkpointer)
-    to_batch = batches_of(objective.student.facts, tokenizers, ignore)
-    writing = build_writing(
-        config, placement, seed, objective, tokenizers[0], ends, to_batch, ignore
-    )
-    if validator is not None:
-        measure = build_measure(config, writing, objective, validator.dataset, placement)
-        if measure is not None:
-            validator.further = measure
-            # Where all that is trained on is its own text, this is what the run is about.
-            validator.judged_by = NAME if config.on_policy.fraction == 1 else validator.judged_by
-    source = OnPolicySource(
-        given, writing.completed, config.on_policy.fraction, writing.watch, seed
-    )
-    return source, validator, ends.notes
 
 
 def _dynamic_scales(config: RunConfig, weights: Mapping[str, float]) -> DynamicScales | None:

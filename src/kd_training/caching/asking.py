@@ -18,6 +18,7 @@ from kd_teachers.store.contents import NONE
 from kd_teachers.store.documents import Document
 from kd_teachers.store.manifest import Manifest
 from kd_training import build
+from kd_training.build_data import prompt_of
 from kd_training.build_teacher import Asked, build_asked
 from kd_training.caching.contents import contents_of
 from kd_training.identity import identity_of
@@ -26,6 +27,7 @@ from kd_training.objective.registry import build_terms
 from kd_training.placement.one_device import Placement
 from kd_training.preflight import estimates, same_model
 from kd_training.preflight.same_task import check_same_task
+from kd_training.preflight.teacher_prompt import check_room, check_teacher_prompt
 from kd_training.preflight.two_tokenizers import check_two_tokenizers
 
 _LEAST_POSITIONS = 2048  # that are read together
@@ -93,14 +95,19 @@ def prepare_asking(config: RunConfig, placement: Placement) -> tuple[Asking, Man
         for key, node in (("dataset", config.dataset), ("dataset_val", config.dataset_val))
         if node is not None
     }
+    to_batch: Callable[[Sequence[Any]], Batch] = collate_with(facts, tokenizer, None, ignore)
     length = argument(config.tokenizer, "max_seq_len") or 0
+    prompt = prompt_of(config, tokenizer, ignore)
+    if prompt is not None:
+        check_room(config, prompt, {asked.key: facts})
+        to_batch, length = prompt.teachers_batches(to_batch), length + len(prompt.ids)
     asking = Asking(
         asked.teacher,
         asked.model,
         asked.student,
         Needs(contents.logits != NONE, needs.taps),
         datasets,
-        collate_with(facts, tokenizer, None, ignore),
+        to_batch,
         max(_LEAST_POSITIONS, config.batch_size * length),
     )
     identity, head = identity_of(config, *asked.nodes, placement), asked.model.head()
@@ -114,6 +121,7 @@ def _tokenizer(config: RunConfig, student: Model, asked: Asked) -> Any:
     """What the teacher's tokens are made with, seen to belong to it."""
     facts = {asked.key: asked.model.facts}
     check_same_task(config, student.facts, facts)
+    check_teacher_prompt(config, student.facts)
     estimates.check_length(config, student.facts, facts)
     same_model.check_model_configs(config, asked.teacher.members())
     own = build_tokenizer(config.tokenizer, "tokenizer")

@@ -7,12 +7,13 @@ from torch.utils.data import Subset
 
 from hf_models import HFCheckpointer
 from hf_models.ends import end_tokens
-from hf_models.model import ModelFacts, Sampling
+from hf_models.model import Sampling
 from kd_config.components import argument, component, expect
 from kd_config.schema import RunConfig
 from kd_config.sections import OnPolicy
 from kd_data import Batch
 from kd_data.loaders import val_loader
+from kd_training.build_data import prompt_of
 from kd_training.objective.objective import Objective
 from kd_training.on_policy.measure import OwnTextMeasure
 from kd_training.on_policy.source import Completed
@@ -103,7 +104,7 @@ def build_writing(
         key = "on_policy.generator"
         generator = component(settings.generator, key, student, placement)
         expect(callable(generator), settings.generator, key, "a Generator of kd_training.on_policy")
-    members = {} if objective.teacher is None else objective.teacher.members()
+    prompt = prompt_of(config, tokenizer, ignore)
     writer = Writer(
         generator=generator,
         placement=placement,
@@ -111,7 +112,7 @@ def build_writing(
             settings.max_new_tokens, settings.temperature, settings.top_k, settings.top_p
         ),
         stop_ids=ends.ids,
-        room=_room(student.facts, *(member.facts for member in members.values())),
+        room=_room(objective, 0 if prompt is None else len(prompt.ids)),
         apart=student.facts.task == "seq2seq_lm",
         seed=seed,
         batch_size=settings.batch_size,
@@ -124,9 +125,13 @@ def build_writing(
     return Writing(settings, completed, watch)
 
 
-def _room(*facts: ModelFacts) -> int | None:
-    limits = [one.max_positions for one in facts if one.max_positions is not None]
-    return min(limits, default=None)
+def _room(objective: Objective, offset: int) -> int | None:
+    """The longest text that the student takes, and its teachers behind so many further tokens."""
+    student = objective.student.facts.max_positions
+    members = {} if objective.teacher is None else objective.teacher.members()
+    theirs = [one.facts.max_positions for one in members.values()] or [student]
+    limits = [student, *(None if one is None else one - offset for one in theirs)]
+    return min((one for one in limits if one is not None), default=None)
 
 
 def build_measure(
