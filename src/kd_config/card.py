@@ -84,7 +84,9 @@ def _teacher(cfg: DictConfig) -> str | None:
         return " and ".join(last_part(str(one)) for one in own)
     if cfg.get("teacher_model") == "base":
         return f"{last_part(model_directory(cfg) or '')} (its own base)"
-    found = model_directory(cfg, "teacher_") or cfg.get("teacher_cache")
+    server = cfg.get("teacher_server") or {}
+    found = model_directory(cfg, "teacher_") or cfg.get("teacher_cache") or server.get("model")
+    found = found or server.get("url")
     return found and last_part(str(found))
 
 

@@ -23,6 +23,7 @@ def check_rules(config: RunConfig) -> None:
         raise ValueError("config: run_val_every_n_steps is set, but there is no dataset_val")
     _check_grouping(config)
     _check_teachers(config)
+    _check_server(config)
 
 
 def _check_teachers(config: RunConfig) -> None:
@@ -36,6 +37,20 @@ def _check_teachers(config: RunConfig) -> None:
                     f"config: {key} and teachers: leave out one of them (set {key}: null); several "
                     "teachers have models and caches of their own, and the student's tokenizer"
                 )
+
+
+def _check_server(config: RunConfig) -> None:
+    """A teacher elsewhere is the only one."""
+    if config.teacher_server is None:
+        return
+    others = ("teacher_model", "teacher_checkpointer", "teacher_quantization", "teacher_cache",
+              "teacher_tokenizer", "teachers")  # fmt: skip
+    for key in others:
+        if getattr(config, key):
+            raise ValueError(
+                f"config: {key} and teacher_server: leave out one of them (set {key}: null); the "
+                "server has the teacher, which shares the student's tokenizer"
+            )
 
 
 def _check_terms(config: RunConfig) -> None:

@@ -22,6 +22,7 @@ from kd_config.sections import (
     OnPolicy,
     Scales,
     Section,
+    TeacherServer,
     TokenScope,
     Whole,
 )
@@ -57,6 +58,9 @@ class RunConfig(Section):
     )
     teacher_prompt: str | list[dict[str, str]] | None = Field(
         None, description="what only the teacher reads before each text: a text, or messages"
+    )
+    teacher_server: TeacherServer | None = Field(
+        None, description="a teacher elsewhere, over OpenAI's completions"
     )
     teacher_cache: str | None = Field(
         None, description="directory of kept answers; the teacher itself is not loaded"

@@ -141,3 +141,19 @@ class OnPolicy(Section):
     val_prompts: Annotated[Whole, Field(ge=0)] = Field(
         64, description="held-out prompts for val/on_policy_kl; 0: not measured"
     )
+
+
+class TeacherServer(Section):
+    """A teacher behind an OpenAI-compatible server."""
+
+    url: str = Field(description="such as http://host:8000/v1")
+    model: str | None = Field(None, description="its name there; null: the only one")
+    top_k: AtLeastOne = Field(64, description="ids that it is asked for at each position")
+    batch_size: AtLeastOne = Field(8, description="texts of a request")
+    concurrency: AtLeastOne = Field(4, description="requests at a time")
+    timeout_s: Annotated[Number, Field(gt=0)] = Field(120.0, description="for one answer")
+    attempts: AtLeastOne = Field(12, description="before the run is saved and ends")
+    wait_s: Annotated[Number, Field(ge=0)] = Field(
+        1.0, description="between the first two; twice as long each time, a minute at most"
+    )
+    api_key_env: str | None = Field(None, description="environment variable that has the key")

@@ -22,6 +22,8 @@ class Cached:
         key: The config's key of it.
     """
 
+    remote = False
+
     def __init__(self, store: Store, key: str = "teacher_cache") -> None:
         self.store, self._contents, self._key = store, store.manifest.contents, key
         given = {NONE: set(), HIDDEN: {FULL, TOP_K}}.get(self._contents.logits, {TOP_K})
@@ -88,10 +90,20 @@ class Cached:
         return Signal(self._rows(kept, batch) if needs.distribution else None, taps)
 
     def _rows(self, kept: Mapping[str, Tensor], batch: Batch) -> Rows:
-        of_logits = [name for name in ("hidden", "ids", "log_probs", "rest") if name in kept]
-        parts = {n: batch.at_student_positions(kept[n]).flatten(0, 1) for n in of_logits}
         if self._contents.logits == HIDDEN:
             assert self._head is not None
-            return Projected(parts["hidden"], self._head)
-        size, temperatures = self._contents.vocabulary, self._contents.temperatures
-        return TopK(**parts, size=size, temperatures=temperatures)
+            return Projected(_at_rows(kept["hidden"], batch), self._head)
+        return top_k_rows(kept, batch, self._contents.vocabulary, self._contents.temperatures)
+
+
+def top_k_rows(
+    kept: Mapping[str, Tensor], batch: Batch, vocabulary: int, temperatures: tuple[float, ...]
+) -> TopK:
+    """What was kept of the most probable ids, at the student's positions."""
+    parts = {name: _at_rows(kept[name], batch) for name in ("ids", "log_probs", "rest")}
+    return TopK(**parts, size=vocabulary, temperatures=temperatures)
+
+
+def _at_rows(kept: Tensor, batch: Batch) -> Tensor:
+    """[B, T, numbers] at the teacher's positions → [N, numbers] at the student's."""
+    return batch.at_student_positions(kept).flatten(0, 1)

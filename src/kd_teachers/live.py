@@ -25,6 +25,7 @@ class Live:
     """
 
     gives = frozenset({FULL, TOP_K, TAPS})
+    remote = False
 
     def __init__(
         self,

@@ -18,6 +18,7 @@ class OwnBase:
     """
 
     gives = frozenset({FULL, TOP_K, TAPS})
+    remote = False
 
     def __init__(self, student: Model) -> None:
         self._student = student

@@ -35,6 +35,7 @@ class Several:
     """
 
     gives = frozenset({FULL, TOP_K})
+    remote = False
 
     def __init__(
         self, teachers: Mapping[str, Teacher], weights: Mapping[str, float], average: str

@@ -36,9 +36,11 @@ class Teacher(Protocol):
 
     Attributes:
         gives: The kinds of answers that it has.
+        remote: Whether they come from elsewhere, and may fail to come.
     """
 
     gives: frozenset[str]
+    remote: bool
 
     @property
     def facts(self) -> ModelFacts:

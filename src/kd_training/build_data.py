@@ -32,6 +32,7 @@ _MEASURE = (
     "teacher_quantization",
     "teacher_prompt",
     "teacher_cache",
+    "teacher_server",
     "teachers",
     "teacher_average",
 )

@@ -8,7 +8,8 @@ from hf_models.model import Model
 from kd_config.components import argument
 from kd_config.schema import RunConfig
 from kd_config.sections import NamedTeacher
-from kd_teachers import Cached, Live, OwnBase, Several, Teacher
+from kd_config.weights import loss_weights
+from kd_teachers import Cached, Client, Live, OwnBase, Served, Several, Teacher
 from kd_training import build
 from kd_training.identity import BASE, nodes_of_teacher
 
@@ -24,11 +25,46 @@ def build_teacher(config: RunConfig, student: Model, dtype: torch.dtype) -> Teac
         named = {name: _named(config, name, node, dtype) for name, node in config.teachers.items()}
         weights = {name: node.weight for name, node in config.teachers.items()}
         return Several(named, weights, config.teacher_average)
+    if config.teacher_server is not None:
+        return _served(config, student)
     if config.teacher_cache is not None:
         return Cached.open(config.teacher_cache)
     if config.teacher_model == BASE:
         return _own_base(student)
     return _live(config, dtype)
+
+
+def _served(config: RunConfig, student: Model) -> Served:
+    """A teacher elsewhere, which is there and answers."""
+    settings = config.teacher_server
+    assert settings is not None
+    if student.facts.task != "causal_lm":
+        raise ValueError(
+            f"config: teacher_server scores causal language models, and {student.facts.name} is "
+            "none"
+        )
+    if loss_weights(config)["ir"] > 0:
+        raise ValueError(
+            "config: ir needs the outputs of the teacher's layers, which no server gives; set "
+            "layer_mapping: none"
+        )
+    client = Client(
+        settings.url,
+        settings.model,
+        settings.timeout_s,
+        settings.attempts,
+        settings.wait_s,
+        settings.api_key_env,
+    )
+    served = Served(
+        client,
+        settings.top_k,
+        settings.batch_size,
+        settings.concurrency,
+        student.facts.vocabulary,
+    )
+    served.look()
+    return served
 
 
 class Asked(NamedTuple):

@@ -5,8 +5,9 @@ import time
 
 from kd_data import Batch
 from kd_data.batch import LOGITS
-from kd_teachers import live_models
+from kd_teachers import TeacherLost, live_models
 from kd_training.checkpoint.run_state import RunState
+from kd_training.far_teacher import fetched
 from kd_training.objective.term import Term
 from kd_training.output import directory
 from kd_training.output.loss_plot import Panel, plot_losses
@@ -41,7 +42,10 @@ class Loop:
             with self.records.profiler, StopSignal(self.placement) as stop:
                 self.saving.owed()
                 for epoch in range(self.progress.epoch, self.schedule.epochs):
-                    self._train_epoch(epoch, stop)
+                    try:
+                        self._train_epoch(epoch, stop)
+                    except TeacherLost as err:
+                        raise self._saved_without_teacher(err) from err
                     self.saving.epoch()
         except WriteError as err:
             raise OSError(f"{err}; {self.saving.checkpoints.way_on()}") from err
@@ -117,7 +121,8 @@ class Loop:
         if progress.step_in_epoch == 0:
             self.prepared.objective.start_epoch(epoch)
         start = time.perf_counter()
-        for micro_batches in self.source.steps(epoch, progress.step_in_epoch):
+        steps = self.source.steps(epoch, progress.step_in_epoch)
+        for micro_batches in fetched(steps, self.prepared.teacher, self.placement):
             values = self._step(micro_batches) | self.source.news().values
             self._log(values, time.perf_counter() - start)
             self.records.profiler.step()
@@ -125,6 +130,14 @@ class Loop:
             self._save_or_stop(stop)
             start = time.perf_counter()
         progress.epoch, progress.step_in_epoch = epoch + 1, 0
+
+    def _saved_without_teacher(self, err: TeacherLost) -> OSError:
+        """All ranks have come here between two steps."""
+        self.saving.state()
+        saved = self.saving.checkpoints.newest
+        return OSError(
+            f"{err}; saved {saved}: when the server is back, resume_from_checkpoint=true goes on"
+        )
 
     def _step(self, micro_batches: list[Batch]) -> dict[str, float]:
         progress = self.progress

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from kd_data.workers import batches
+from kd_training.far_teacher import fetched
 from kd_training.objective.objective import Objective
 from kd_training.placement.one_device import Placement
 
@@ -50,8 +51,9 @@ class Validator:
         student.eval()
         self._objective.weights = self._weights
         sums, counts = [], []
+        teacher = self._objective.teacher
         bar: Any = tqdm(
-            batches(self._loader),
+            fetched(batches(self._loader), teacher, self._placement),
             desc="validate",
             total=len(self._loader),
             leave=False,

@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader
 from kd_data.transfer import one_at_a_time
 from kd_losses import Divergence, ReverseKLLoss
 from kd_teachers import Needs, check_needs
+from kd_training.far_teacher import fetched
 from kd_training.objective.objective import Objective
 from kd_training.objective.term import Term
 from kd_training.on_policy.source import Completed
@@ -60,7 +61,8 @@ class OwnTextMeasure:
         """The divergence, and the texts' mean length; the student is in eval mode."""
         sums, counts = [], []
         # All prompts at once: side by side they take little longer than a few.
-        batches, texts = self._completed(list(self._loader), _ROUND)
+        once = (self._completed(one, _ROUND) for one in [list(self._loader)])
+        ((batches, texts),) = fetched(once, self._objective.teacher, self._placement)
         for batch in one_at_a_time(batches, self._placement.device):
             counts.append(self._objective.counts(batch))
             sums.append(self._objective(batch, torch.ones_like(counts[-1])))
