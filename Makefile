@@ -3,6 +3,7 @@
 # make test        the test suite          make lint   ruff and mypy
 # make bench       speed and memory, side by side with torchtune's own losses
 # make bench-step  the same for whole steps; idle machine, TRL=folder where TRL was installed to
+# make bench-own-text  a step on text that the student writes, beside TRL's trainer
 # make test-faults the long tests: many kills, ranks and mutations
 # make eval MODEL=out/quickstart/epoch_0 TASKS=hellaswag   lm_eval's results next to the model
 # make report RUNS=out                                     all runs below a folder, side by side
@@ -26,10 +27,10 @@ BERT_TEACHER := out/quickstart_bert_teacher
 BERT_RUN := out/quickstart_bert
 
 # Everything is local here: do not wait for a hub that may be out of reach.
-quickstart quickstart-bert test test-faults bench bench-step $(RUN)/epoch_0 out/eval/%: export HF_HUB_OFFLINE = 1
+quickstart quickstart-bert test test-faults bench bench-step bench-own-text $(RUN)/epoch_0 out/eval/%: export HF_HUB_OFFLINE = 1
 quickstart quickstart-bert $(RUN)/epoch_0: export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart quickstart-bert install test test-faults lint bench bench-step eval report clean
+.PHONY: quickstart quickstart-bert install test test-faults lint bench bench-step bench-own-text eval report clean
 .DELETE_ON_ERROR:
 
 quickstart: out/eval/teacher out/eval/student_before out/eval/student_after
@@ -100,6 +101,8 @@ bench: $(INSTALLED)
 	$(BIN)/python benchmarks/losses.py
 bench-step: | $(STUDENT) $(DATA)
 	$(BIN)/python benchmarks/step.py $(if $(TRL),--trl $(TRL))
+bench-own-text: | $(STUDENT) $(DATA)
+	$(BIN)/python benchmarks/own_text.py $(if $(TRL),--trl $(TRL))
 eval: | $(INSTALLED)
 	@test -n "$(MODEL)" -a -n "$(TASKS)" || { echo "error: make eval MODEL=directory TASKS=task,task" >&2; exit 1; }
 	$(BIN)/lm_eval run --model hf --model_args pretrained=$(MODEL) --tasks $(TASKS) \
