@@ -3,50 +3,52 @@
 Shapes: B rows, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from hf_models.model import Sampling
 
 
-def choose(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> list[int]:
-    """A token for each row.
+def seeded(seeds: list[int], device: torch.device) -> list[torch.Generator]:
+    """A generator of each row's own, where its logits will be."""
+    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
 
-    Each row draws one number of its own generator, on the CPU: its choice depends neither on the
-    other rows nor on the device.
+
+def choose(logits: Tensor, sampling: Sampling, generators: list[torch.Generator]) -> list[int]:
+    """A token for each row: ``argmax(logits / temperature + g)`` with Gumbel noise g.
+
+    That draws from the softmax (Gumbel, 1954). A row's noise comes from its own generator, a number
+    for each token: its choice depends on no other row, and other last digits of its logits change
+    it only where two tokens are that close. (The inverse of the cumulative probabilities, which
+    takes one number, has as many close decisions as there are tokens.)
 
     Args:
         logits: [B, V].
         sampling: Temperature 0 takes the largest logit.
-        generators: One for each row.
+        generators: One for each row, where the logits are.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1).tolist()
-    drawn = torch.cat([torch.rand(1, generator=one, dtype=torch.float64) for one in generators])
-    ids, probs = _support((logits.double() / sampling.temperature).softmax(-1), sampling)
-    cumulative = probs.cumsum(-1)
-    # The last token of the support has all of the rest: rounding must not lead beyond it.
-    target = drawn.to(logits.device)[:, None] * cumulative[:, -1:]
-    place = torch.searchsorted(cumulative, target, right=True).clamp(max=probs.shape[1] - 1)
-    if ids is not None:
-        place = ids.gather(-1, place)
-    return place.squeeze(-1).tolist()
+    size = logits.shape[-1]
+    kind: Any = {"dtype": torch.float64, "device": logits.device}
+    uniform = torch.stack([torch.rand(size, generator=one, **kind) for one in generators])
+    noise = uniform.log_().neg_().log_().neg_()
+    scores = _supported(logits.double() / sampling.temperature, sampling)
+    return (scores + noise).argmax(-1).tolist()
 
 
-def _support(probs: Tensor, sampling: Sampling) -> tuple[Tensor | None, Tensor]:
-    """The ids that may be chosen, None for all in their order, and their probabilities.
-
-    A token that may not has a probability of 0, which leaves the sum as it is. Only where the
-    probable ones are asked for are they sorted, which takes longer than all the rest.
-    """
+def _supported(scores: Tensor, sampling: Sampling) -> Tensor:
+    """The scores [B, V], −inf for tokens that may not be chosen."""
+    nothing = torch.full_like(scores, -torch.inf)
     if sampling.top_k:
-        probs, ids = probs.topk(min(sampling.top_k, probs.shape[-1]), dim=-1)
-        probs = probs / probs.sum(-1, keepdim=True)
-    elif sampling.top_p < 1:
-        probs, ids = probs.sort(dim=-1, descending=True, stable=True)
-    else:
-        return None, probs
+        best = scores.topk(min(sampling.top_k, scores.shape[-1]), dim=-1)
+        scores = nothing.scatter(-1, best.indices, best.values)
     if sampling.top_p < 1:
+        ordered, ids = scores.sort(dim=-1, descending=True, stable=True)
+        probs = ordered.softmax(-1)
         before = probs.cumsum(-1) - probs
-        probs = probs.masked_fill(before >= sampling.top_p, 0)
-    return ids, probs
+        kept = ordered.masked_fill(before >= sampling.top_p, -torch.inf)
+        scores = nothing.scatter(-1, ids, kept)
+    return scores

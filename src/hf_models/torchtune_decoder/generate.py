@@ -4,6 +4,7 @@ Shapes: B prompts that are not finished, L columns of the cache, V vocabulary.
 """
 
 from collections.abc import Callable, Collection
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,8 +13,11 @@ from torchtune.modules.common_utils import local_kv_cache
 
 from hf_models.model import AnyRank, Sampling
 from hf_models.precision import compute_dtype
-from hf_models.sampling import choose
+from hf_models.sampling import choose, seeded
+from hf_models.torchtune_decoder.packed import Logits, packed, packed_logits
 from kd_losses import Head
+
+_OFTEN = 8  # tokens
 
 
 def generate(
@@ -58,7 +62,11 @@ def generate(
         decoder_max_seq_len=batch.width,
     )
     # Compiled layers would be compiled anew for every length.
-    with caches, torch.compiler.set_stance("force_eager"):
+    with (
+        caches,
+        packed(module) if batch.often else nullcontext(),
+        torch.compiler.set_stance("force_eager"),
+    ):
         unfinished = True
         while unfinished:
             if batch.rows:
@@ -82,9 +90,12 @@ class _Batch:
         seeds: list[int],
     ) -> None:
         self._module, self._head = module, head
+        self._logits: Logits | None = None
+        # Of one row, or of few tokens, packing the weights takes longer than it saves.
+        self.often = len(prompts) > 1 and sampling.max_new_tokens >= _OFTEN
         self._sampling, self._stop_ids = sampling, stop_ids
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         device = module.tok_embeddings.weight.device
+        self._generators = seeded(seeds, device)
         self._tokens, self._pads = _left_padded(prompts, device)
         self._column = 0
         self.width = self._tokens.shape[1] + sampling.max_new_tokens
@@ -94,9 +105,10 @@ class _Batch:
     def write_tokens(self) -> None:
         """One token of each row; those that end with it are done."""
         hidden = self._read()
-        chosen = choose(
-            self._head().logits(hidden), self._sampling, [self._generators[r] for r in self.rows]
-        )
+        if self._logits is None:  # not before a forward has gathered the head
+            self._logits = packed_logits(self._head()) if self.often else self._head().logits
+        own = [self._generators[row] for row in self.rows]
+        chosen = choose(self._logits(hidden), self._sampling, own)
         for row, token in zip(self.rows, chosen, strict=True):
             self.completions[row].append(token)
         full = len(self.completions[self.rows[0]]) == self._sampling.max_new_tokens

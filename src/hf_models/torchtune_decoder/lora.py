@@ -27,17 +27,23 @@ def head_weight(model: TransformerDecoder) -> torch.Tensor:
     output = model.output
     if isinstance(output, TiedLinear):
         return master(output.tied_module)
-    if isinstance(output, LoRALinear) and output.disabled:
-        return output.weight
     if isinstance(output, LoRALinear):
-        if isinstance(output.dropout, nn.Dropout) and output.dropout.p > 0:
+        dropped = isinstance(output.dropout, nn.Dropout) and output.dropout.p > 0
+        if dropped and not output.disabled:
             raise ValueError("lora_dropout must be 0 where apply_lora_to_output is true")
-        update = output.lora_b.weight @ output.lora_a.weight
-        weight = output.weight + (output.alpha / output.rank) * update
-        return weight * output.row_scale()[:, None] if isinstance(output, DoRALinear) else weight
+        return effective_weight(output)
     if not isinstance(output, nn.Linear):
         raise ValueError(f"an output head of type {type(output).__name__} is not supported")
     return master(output)
+
+
+def effective_weight(layer: Any) -> torch.Tensor:
+    """A linear layer's weight with its adapter, as long as that is on and drops nothing."""
+    if not isinstance(layer, LoRALinear) or layer.disabled:
+        return layer.weight
+    update = layer.lora_b.weight @ layer.lora_a.weight
+    weight = layer.weight + (layer.alpha / layer.rank) * update
+    return weight * layer.row_scale()[:, None] if isinstance(layer, DoRALinear) else weight
 
 
 def merged_state_dict(

@@ -9,15 +9,15 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from hf_models.model import ModelFacts, Sampling
-from hf_models.sampling import choose
+from hf_models.sampling import choose, seeded
 
 
 class _Chosen(LogitsProcessor):
     """Leaves the token that a row's own generator draws, so that the largest logit is drawn."""
 
-    def __init__(self, sampling: Sampling, seeds: list[int]) -> None:
+    def __init__(self, sampling: Sampling, seeds: list[int], device: torch.device) -> None:
         self._sampling = sampling
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._generators = seeded(seeds, device)
 
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         chosen = choose(scores, self._sampling, self._generators)
@@ -60,7 +60,7 @@ def generate(
             input_ids=ids,
             attention_mask=mask,
             generation_config=config,
-            logits_processor=LogitsProcessorList([_Chosen(sampling, seeds)]),
+            logits_processor=LogitsProcessorList([_Chosen(sampling, seeds, ids.device)]),
             synced_gpus=together,
         )
     start = 1 if facts.task == "seq2seq_lm" else ids.shape[1]
