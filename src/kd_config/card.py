@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kd_config.dataset_nodes import nodes_of
 from kd_config.public import environment_unresolved, public_config
+from kd_config.sections import OnPolicy
 from kd_config.wording import component_text, mapping_text, model_directory
 
 _OF_A_RUN = re.compile(r"best|epoch_\d+")
@@ -118,4 +119,10 @@ def _data(cfg: DictConfig) -> list[tuple[str, str]]:
     found = []
     for key, purpose in (("dataset", "training"), ("dataset_val", "validation")):
         found += [(purpose, component_text(node)) for node in nodes_of(cfg.get(key))]
+    own = OnPolicy.model_validate(cfg.get("on_policy") or {"fraction": 0})
+    if own.fraction > 0:
+        how = (
+            f"in {own.fraction:.0%} of the steps, up to {own.max_new_tokens} tokens at temperature"
+        )
+        found.append(("completions by the student itself", f"{how} {own.temperature:g}"))
     return found

@@ -177,7 +177,7 @@ def test_a_metric_that_finds_no_room(tune_run, config_file, tmp_path, monkeypatc
                 no_space()
         return dump(values, *args, **kwargs)
 
-    monkeypatch.setattr("kd_training.output.metrics.json.dumps", full_at_the_third)
+    monkeypatch.setattr("kd_training.output.step_lines.json.dumps", full_at_the_third)
     arguments = ("kd_single_device", config_file, "save_every_n_steps=1", "log_every_n_steps=1")
     code, _, err = tune_run(*arguments)
     assert code == 1
