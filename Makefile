@@ -1,5 +1,6 @@
 # make quickstart  distil a real model on the CPU, end to end
 # make quickstart-bert  the same for an encoder: 6 layers teach 3 what film reviews say
+# make quickstart-on-policy  the quickstart's student goes on with text that it writes itself
 # make test        the test suite          make lint   ruff and mypy
 # make bench       speed and memory, side by side with torchtune's own losses
 # make bench-step  the same for whole steps; idle machine, TRL=folder where TRL was installed to
@@ -16,6 +17,7 @@ INSTALLED := .venv/installed
 TEACHER := models/SmolLM2-135M-Instruct
 STUDENT := models/smollm2-15-layers
 DATA := data/reference_manual
+OWN_RUN := out/on_policy_quickstart
 RUN := out/quickstart
 EVAL := $(BIN)/lm_eval run --model hf --tasks manual_perplexity,manual_choice \
 	--include_path $(DATA)/tasks --device cpu --batch_size 8
@@ -27,10 +29,10 @@ BERT_TEACHER := out/quickstart_bert_teacher
 BERT_RUN := out/quickstart_bert
 
 # Everything is local here: do not wait for a hub that may be out of reach.
-quickstart quickstart-bert test test-faults bench bench-step bench-own-text $(RUN)/epoch_0 out/eval/%: export HF_HUB_OFFLINE = 1
-quickstart quickstart-bert $(RUN)/epoch_0: export TOKENIZERS_PARALLELISM = false
+quickstart quickstart-bert quickstart-on-policy test test-faults bench bench-step bench-own-text $(RUN)/epoch_0 out/eval/%: export HF_HUB_OFFLINE = 1
+quickstart quickstart-bert quickstart-on-policy $(RUN)/epoch_0: export TOKENIZERS_PARALLELISM = false
 
-.PHONY: quickstart quickstart-bert install test test-faults lint bench bench-step bench-own-text eval report clean
+.PHONY: quickstart quickstart-bert quickstart-on-policy install test test-faults lint bench bench-step bench-own-text eval report clean
 .DELETE_ON_ERROR:
 
 quickstart: out/eval/teacher out/eval/student_before out/eval/student_after
@@ -56,6 +58,12 @@ $(STUDENT): | $(TEACHER)
 
 $(RUN)/epoch_0: configs/quickstart.yaml | $(STUDENT) $(DATA)
 	$(BIN)/tune run kd_single_device --config configs/quickstart.yaml output_dir=$(RUN)
+
+quickstart-on-policy: $(OWN_RUN)/epoch_1
+	@echo && tail -n 1 $(OWN_RUN)/logs/metrics.jsonl
+	@echo "texts: $(OWN_RUN)/logs/samples.jsonl   curves: $(OWN_RUN)/logs/loss.png"
+$(OWN_RUN)/epoch_1: configs/on_policy_quickstart.yaml | $(RUN)/epoch_0
+	$(BIN)/tune run kd_single_device --config $< output_dir=$(OWN_RUN)
 
 quickstart-bert: $(BERT_RUN)/evaluation.md
 	@echo && cat $< && echo && echo "loss curves: $(BERT_RUN)/logs/loss.png"

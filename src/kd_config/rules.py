@@ -19,8 +19,9 @@ def check_rules(config: RunConfig) -> None:
     weights = loss_weights(config)
     if config.layer_mapping == [] and weights["ir"] > 0:
         raise ValueError("config: layer_mapping names no pair; name some, or set it to none")
-    if config.run_val_every_n_steps is not None and config.dataset_val is None:
-        raise ValueError("config: run_val_every_n_steps is set, but there is no dataset_val")
+    for key in ("run_val_every_n_steps", "run_val_at_start"):
+        if getattr(config, key) and config.dataset_val is None:
+            raise ValueError(f"config: {key} is set, but there is no dataset_val")
     _check_grouping(config)
     _check_teachers(config)
     _check_server(config)

@@ -110,6 +110,7 @@ class RunConfig(Section):
     run_val_every_n_steps: AtLeastOne | None = Field(
         None, description="validation within an epoch too"
     )
+    run_val_at_start: bool = Field(False, description="validation before the first step too")
     seed: Annotated[Whole, Field(ge=0, lt=2**31)] | None = Field(
         0, description="null: one is drawn"
     )

@@ -41,6 +41,8 @@ class Loop:
             self._introduce()
             with self.records.profiler, StopSignal(self.placement) as stop:
                 self.saving.owed()
+                if self.schedule.validate_first and self.progress.global_step == 0:
+                    self._held_out()
                 for epoch in range(self.progress.epoch, self.schedule.epochs):
                     try:
                         self._train_epoch(epoch, stop)
@@ -177,14 +179,20 @@ class Loop:
         due = step % (self.schedule.validate_every or last) == 0 or step == last
         if self.prepared.validator is None or not due:
             return
-        values = self.prepared.validator.run(self.prepared.student.module)
-        named = {f"val/{k}": v for k, v in values.items()}
-        self.progress.newest |= named
-        self.metrics.log(named, step)
-        judged = values[self.prepared.validator.judged_by]
+        judged = self._held_out()
         if judged < self.progress.best:
             self.progress.best = judged
             self.saving.best()
+
+    def _held_out(self) -> float:
+        """Validate, record it, and return what the best student is judged by."""
+        validator = self.prepared.validator
+        assert validator is not None
+        values = validator.run(self.prepared.student.module)
+        named = {f"val/{k}": v for k, v in values.items()}
+        self.progress.newest |= named
+        self.metrics.log(named, self.progress.global_step)
+        return values[validator.judged_by]
 
     def _save_or_stop(self, stop: StopSignal) -> None:
         """Save after every n-th step; after a signal save and exit with 128 + its number."""

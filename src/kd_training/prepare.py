@@ -146,6 +146,7 @@ def _schedule(config: RunConfig) -> Schedule:
         epochs=config.epochs,
         log_every=config.log_every_n_steps,
         validate_every=config.run_val_every_n_steps,
+        validate_first=config.run_val_at_start,
         save_every=config.save_every_n_steps,
         keep_last_n=config.keep_last_n,
         skip_nonfinite=config.skip_nonfinite_steps,

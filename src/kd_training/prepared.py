@@ -27,6 +27,7 @@ class Schedule:
         epochs: Passes over the source.
         log_every: Numbers are logged after each n-th step.
         validate_every: Validation after each n-th step, and after the last; None: only then.
+        validate_first: Whether there is one before the first step.
         save_every: Checkpoints after each n-th step besides those of the epochs; None for none.
         keep_last_n: Checkpoints that stay.
         skip_nonfinite: Steps with a NaN or infinite gradient that may be passed over.
@@ -35,6 +36,7 @@ class Schedule:
     epochs: int
     log_every: int
     validate_every: int | None
+    validate_first: bool
     save_every: int | None
     keep_last_n: int
     skip_nonfinite: int

@@ -151,3 +151,15 @@ def test_a_step_s_numbers_are_those_of_its_texts():
     assert values["generated_per_second"] == 30
     watch.nothing_written()
     assert watch.news().values == {}
+
+
+def test_it_may_be_measured_before_the_first_step(make_run):
+    own = {"on_policy": WRITES, "dataset_val": "${dataset}", "run_val_at_start": True}
+    loaded = make_run(own)
+    first = loaded.run.validator.run(loaded.run.student.module)
+    loaded.train()
+    directory = loaded.run.records.directory
+    steps = records(directory)
+    assert steps[0] == {"step": 0, **{f"val/{name}": value for name, value in first.items()}}
+    assert (directory / "best").exists()
+    assert [step["step"] for step in steps if "val/total" in step] == [0, 2]
