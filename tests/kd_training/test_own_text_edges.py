@@ -158,9 +158,12 @@ def test_another_epoch_has_other_completions(make_own):
         {"dataset__packed": True, "dataset__split_across_pack": False, "batch_size": 1},
         {"group_by_length": True},
         {"num_workers": 1},
+        {"dtype": "bf16"},
+        {"model__use_dora": True},
+        {"model__lora_dropout": 0.3},
     ],
 )
-def test_data_of_other_shapes_is_served(make_own, changes):
+def test_other_data_and_models_are_served(make_own, changes):
     loaded = make_own(**changes)
     loaded.train()
     lines = (loaded.run.records.directory / "logs" / "metrics.jsonl").read_text().splitlines()
