@@ -124,13 +124,30 @@ class HFTokenizer(ModelTokenizer, Transform):
         """Whether the directory has a chat template."""
         return self._hf.chat_template is not None
 
+    @property
+    def chat_bos_id(self) -> int | None:
+        """The id that conversations begin with: `bos_id`, or one that the template alone writes.
+
+        One that opens every turn, as SmolLM2's does, is none.
+        """
+        token = self._hf.bos_token
+        if self.bos_id is not None or token is None or not self.has_template:
+            return self.bos_id
+        text = self._render([{"role": "user", "content": "?"}], add_generation_prompt=True)
+        alone = text.startswith(token) and text.count(token) == 1
+        return self._hf.bos_token_id if alone else None
+
     def encode_messages(self, messages: list[Message]) -> list[int]:
         """Token ids of a whole conversation in the directory's chat template, never cut.
 
         Raises:
-            ValueError: If the directory has no chat template, or the template refuses it.
+            ValueError: If the directory has no chat template, or the template refuses the
+                conversation or drops a message, as some do with a system's that stands alone.
         """
-        text = self._render([as_chat(message) for message in messages])
+        chat = [as_chat(message) for message in messages]
+        text = self._render(chat)
+        for i in range(len(chat)):
+            self._content_span(text, chat, i)
         ids: list[int] = self._hf(text, add_special_tokens=False, verbose=False).input_ids
         return ids
 
@@ -219,6 +236,6 @@ class HFTokenizer(ModelTokenizer, Transform):
         if probed.count(probe) != 1 or not text.endswith(behind) or start > end:
             raise ValueError(
                 f"the chat template of {self.checkpoint_dir} rewrites or drops the "
-                f"{chat[i]['role']} message {content[:40]!r}: cannot tell which tokens to train on"
+                f"{chat[i]['role']} message {content[:40]!r}: cannot tell which tokens are its own"
             )
         return start, end

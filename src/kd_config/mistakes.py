@@ -75,7 +75,8 @@ def _must(path: Sequence[str]) -> str:
         if "lt" in bounds:
             return f"use {low} <= {name} < {high}"
         return f"it must lie between {low} and {high}"
-    text = WORDS.get(kind, "something else")
+    named = dict.fromkeys(WORDS[one] for one in kinds if one is not types.NoneType)
+    text = " or ".join(named) or "something else"
     text = text.replace("a number", "a finite number") if finite else text
     if "ge" in bounds:
         return f"it must be {text} of at least {low}"

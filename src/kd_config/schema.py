@@ -56,7 +56,7 @@ class RunConfig(Section):
     teacher_average: Literal["probabilities", "logits"] = Field(
         "probabilities", description="what of several teachers is averaged"
     )
-    teacher_prompt: str | list[dict[str, str]] | None = Field(
+    teacher_prompt: str | list[Any] | None = Field(
         None, description="what only the teacher reads before each text: a text, or messages"
     )
     teacher_server: TeacherServer | None = Field(

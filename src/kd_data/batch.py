@@ -1,6 +1,6 @@
 """A micro-batch: what the models read, what counts where, and which documents these are.
 
-Shapes: B samples, S positions of the student, T of a teacher with a tokenizer of its own, D width.
+Shapes: B samples, S positions of the student, T of a teacher that reads something else, D width.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ ENCODER, DECODER = "encoder", "decoder"
 
 @dataclass(frozen=True)
 class TeacherInputs:
-    """What a teacher reads that has a tokenizer of its own.
+    """What a teacher reads that has a tokenizer, or a prompt, of its own.
 
     Attributes:
         inputs: The teacher's keyword arguments.
@@ -45,12 +45,13 @@ class Batch:
         inputs: The student's own keyword arguments, such as ``tokens`` [B, S].
         labels: [B, S], the target of each position of the logits, or the ignored index.
         scopes: Scope → place → bool mask of the positions that count there. Scopes are ``labels``
-            (with a target), ``all`` (no padding), ``prompt`` (no padding, no target) and, with two
-            tokenizers, ``matched``; places are ``logits`` and the stacks.
+            (with a target), ``all`` (no padding), ``prompt`` (no padding, no target) and, where the
+            teacher reads something else, ``matched``; places are ``logits`` and the stacks.
         documents: Place → [B, S] int64, the number of the document that a position belongs to,
             counted from 0 over the batch; -1 for padding.
         sample_keys: [documents, 2] int64, a hash of the tokens that the teacher reads of each.
-        teacher: What a teacher with another tokenizer reads; None where it reads the same.
+        teacher: What a teacher with another tokenizer, or with a prompt before the text, reads;
+            None where it reads the same.
         kept: What was kept of a teacher's answers about these documents, by its name in the store;
             None where a teacher is asked anew.
         routes: [documents] int64, the number of the only teacher of each, -1 for all of them; None
@@ -69,11 +70,11 @@ class Batch:
     written: bool = False
 
     def teacher_inputs(self) -> Mapping[str, Tensor]:
-        """The teacher's keyword arguments: the student's own, unless it has another tokenizer."""
+        """The teacher's keyword arguments: the student's own, unless it reads something else."""
         return self.inputs if self.teacher is None else self.teacher.inputs
 
     def teacher_documents(self, place: str) -> Tensor:
-        """The teacher's `documents`: the student's own, unless it has another tokenizer."""
+        """The teacher's `documents`: the student's own, unless it reads something else."""
         return self.documents[place] if self.teacher is None else self.teacher.documents
 
     def at_student_positions(self, hidden: Tensor) -> Tensor:

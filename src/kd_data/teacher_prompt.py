@@ -6,9 +6,10 @@ Shapes: L tokens of the prompt, S positions of the student.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
-from torchtune.data import Message
+import torch
+from torchtune.data import Message, Role
 
 from hf_models import HFTokenizer
 from kd_data.batch import Batch
@@ -30,12 +31,11 @@ class TeacherPrompt:
 
     def before(self, sample: Mapping[str, Any]) -> dict[str, Any]:
         """The sample that the teacher reads."""
-        tokens, labels = (list(sample[name]) for name in ("tokens", "labels"))
-        begins = tokens[: tokens[:1] == [self.bos_id]]
-        masked = [self.ignore_index] * (len(begins) + len(self.ids))
+        tokens, labels = (torch.as_tensor(sample[name]).tolist() for name in ("tokens", "labels"))
+        at = int(tokens[:1] == [self.bos_id])
         # As in the student's text its first token is nobody's target.
-        rest = labels[len(begins) :] if begins else [self.ignore_index, *labels[1:]]
-        read = {"tokens": begins + self.ids + tokens[len(begins) :], "labels": masked + rest}
+        masked = [self.ignore_index] * (len(self.ids) + len(labels[:1]))
+        read = {"tokens": tokens[:at] + self.ids + tokens[at:], "labels": masked + labels[1:]}
         return {**sample, **read}
 
     def beside(self, sample: Mapping[str, Any]) -> dict[str, Any]:
@@ -68,9 +68,7 @@ def _batch_of(
     return to_batch([change(sample) for sample in samples])
 
 
-def teacher_prompt(
-    prompt: str | Sequence[Mapping[str, str]], tokenizer: Any, ignore_index: int
-) -> TeacherPrompt:
+def teacher_prompt(prompt: str | Sequence[Any], tokenizer: Any, ignore_index: int) -> TeacherPrompt:
     """The tokens of a prompt as the tokenizer's chat template has it, plain text without one.
 
     Args:
@@ -80,18 +78,43 @@ def teacher_prompt(
         ignore_index: Label of what is no target.
 
     Raises:
-        ValueError: If there are messages but no template, the template refuses them, or the
-            tokenizer is none of ours.
+        ValueError: If there are messages but no template, the template refuses them or drops one,
+            or the tokenizer is none of ours.
     """
     if not isinstance(tokenizer, HFTokenizer):
         raise ValueError("config: teacher_prompt needs hf_models.tokenizer as the tokenizer")
-    if isinstance(prompt, str) and not tokenizer.has_template:
+    bos_id = tokenizer.chat_bos_id
+    if tokenizer.has_template:
+        ids = _rendered(prompt, tokenizer)
+    elif isinstance(prompt, str):
         ids = tokenizer.encode(prompt, add_bos=False, add_eos=False)
-        return TeacherPrompt(ids, tokenizer.bos_id, ignore_index)
-    chat: Any = [{"role": "system", "content": prompt}] if isinstance(prompt, str) else prompt
+    else:
+        raise ValueError(
+            f"config: teacher_prompt: {tokenizer.checkpoint_dir} has no chat template for "
+            "messages; write one text"
+        )
+    begins = bos_id is not None and ids[:1] == [bos_id]
+    return TeacherPrompt(ids[1:] if begins else ids, bos_id, ignore_index)
+
+
+def _rendered(prompt: str | Sequence[Any], tokenizer: HFTokenizer) -> list[int]:
+    chat = [{"role": "system", "content": prompt}] if isinstance(prompt, str) else prompt
+    messages = [_message(number, one) for number, one in enumerate(chat)]
     try:
-        ids = tokenizer.encode_messages([Message(**one) for one in chat])
-    except (TypeError, ValueError) as err:
-        raise ValueError(f"config: teacher_prompt: {err}") from err
-    begins = tokenizer.bos_id is not None and ids[:1] == [tokenizer.bos_id]
-    return TeacherPrompt(ids[1:] if begins else ids, tokenizer.bos_id, ignore_index)
+        return tokenizer.encode_messages(messages)
+    except ValueError as err:
+        raise ValueError(
+            f"config: teacher_prompt: {err}; give messages that the template takes, such as a "
+            "user's and an assistant's"
+        ) from err
+
+
+def _message(number: int, given: Any) -> Message:
+    roles = get_args(Role)
+    match given:
+        case {"role": role, "content": str(content), **rest} if role in roles and not rest:
+            return Message(role, content)
+    raise ValueError(
+        f"config: teacher_prompt: its message {number} must have a role "
+        f"({', '.join(roles)}), a content that is text, and nothing else"
+    )

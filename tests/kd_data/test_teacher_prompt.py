@@ -1,12 +1,11 @@
 """A prompt that only the teacher reads, before each text."""
 
 import pytest
-import tiny
 import torch
 from kept import changed, logged
 from omegaconf import OmegaConf
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from hf_models import tokenizer
 from kd_data import collate
@@ -40,22 +39,21 @@ def test_a_text_begins_once():
     assert both["teacher_labels"] == [IGNORED] * 3 + [5, 6]
 
 
-@pytest.mark.parametrize("prompt", [SYSTEM, EXAMPLES])
-def test_it_is_rendered_by_the_tokenizer_s_template(tmp_path, prompt):
-    tiny.save_tokenizer(tmp_path)
-    messages = [{"role": "system", "content": prompt}] if isinstance(prompt, str) else prompt
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
-    expected = theirs.apply_chat_template(messages, return_dict=True).input_ids
-    assert teacher_prompt(prompt, tokenizer(tmp_path), IGNORED).ids == expected
-
-
-def test_without_a_template_it_is_plain_text(tmp_path):
-    tiny.save_tokenizer(tmp_path)
-    (tmp_path / "chat_template.jinja").unlink()
-    own = tokenizer(tmp_path)
-    assert own.decode(teacher_prompt(SYSTEM, own, IGNORED).ids) == SYSTEM
-    with pytest.raises(ValueError, match=r"teacher_prompt: .* has no chat template"):
-        teacher_prompt(EXAMPLES, own, IGNORED)
+@pytest.mark.parametrize("bos_id", [None, 1])
+@pytest.mark.parametrize("text", [[], [1], [1, 5], [5, 6]])
+def test_texts_of_any_length_lists_or_tensors(bos_id, text):
+    prompt = TeacherPrompt([7, 8], bos_id, IGNORED)
+    batches = [
+        prompt.batches(lambda samples: collate(samples, pad_id=0))(
+            [{"tokens": kind(text), "labels": kind(text)}, {"tokens": [5, 6], "labels": [5, 6]}]
+        )
+        for kind in (list, lambda one: torch.tensor(one, dtype=torch.long))
+    ]
+    for batch in batches:
+        assert batch.teacher.inputs["lengths"].tolist() == [len(text) + 2, 4]
+        targets = [one[one != IGNORED].tolist() for one in (batch.teacher.labels, batch.labels)]
+        assert targets == [[*text[1:], 6]] * 2
+    assert torch.equal(batches[0].sample_keys, batches[1].sample_keys)
 
 
 def prompted(tiny_run, root, **more):
@@ -122,10 +120,13 @@ def test_a_student_learns_what_its_own_base_says_with_the_prompt(tiny_run, tmp_p
     assert 0 < losses[-1] < 0.7 * losses[0]
 
 
+ULD = {"kd_loss": {"_component_": "kd_losses.ULDLoss"}, "layer_mapping": "none"}
 REFUSED = {
     "packed": ({"dataset.packed": True}, "dataset.packed must be false with teacher_prompt"),
     "long": ({"tokenizer.max_seq_len": 120}, "more than the 128 positions that teacher_model"),
-    "template": ({"teacher_prompt": [{"role": "user"}]}, "config: teacher_prompt"),
+    "message": ({"teacher_prompt": [{"role": "user"}]}, "config: teacher_prompt: its message 0"),
+    "neither": ({"teacher_prompt": {"role": "user"}}, "it must be a text or a list"),
+    "tokenizer": ({"teacher_tokenizer": "${tokenizer}"} | ULD, "leave out one of them"),
 }
 
 

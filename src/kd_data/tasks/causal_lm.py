@@ -30,7 +30,8 @@ def collate(
             ``blank`` marks a sample that only fills up a batch and counts nowhere.
         pad_id: Token to pad with. It may be a real token too, as end-of-sequence often is.
         ignore_index: Label of positions without a target.
-        teacher_pad_id: The same as ``pad_id`` for samples of `TwoTokenizers`.
+        teacher_pad_id: The same as ``pad_id`` for what a teacher reads of its own, see
+            `TwoTokenizers` and `TeacherPrompt`.
 
     Returns:
         A position's target is the sample's *next* label; there is none where the next token begins
