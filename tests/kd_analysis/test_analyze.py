@@ -157,6 +157,9 @@ def test_recipe_takes_a_runs_config(run, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [*argv, "analysis.num_sample=2"])
     with pytest.raises(ValueError, match=r"analysis\.num_sample .* did you mean num_samples"):
         kd_analyze.main()
+    monkeypatch.setattr(sys, "argv", [*argv, "teacher_prompt=Be brief."])
+    with pytest.raises(ValueError, match="config: teacher_prompt: the analysis reads"):
+        kd_analyze.main()
     alone = ["teacher_model=null", "teacher_checkpointer=null", "kd_ratio=0", "layer_mapping=none"]
     monkeypatch.setattr(sys, "argv", [*argv, "loss_scaling.enabled=false", *alone])
     with pytest.raises(ValueError, match="analysis needs a teacher: set teacher_checkpointer"):

@@ -109,12 +109,17 @@ def analysis_of_run(cfg: DictConfig) -> dict[str, Any]:
     """The arguments with which ``probe.analyze.analyze`` looks into a run's students.
 
     Raises:
-        ValueError: If the run has no teacher, or one with a tokenizer of its own.
+        ValueError: If the run has no teacher, or one with a tokenizer or a prompt of its own.
     """
     if cfg.teacher_tokenizer is not None:
         raise ValueError(
             "config: teacher_tokenizer: the analysis compares token by token, and student and "
             "teacher have not the same; analyse a run whose models share a tokenizer"
+        )
+    if cfg.teacher_prompt is not None:
+        raise ValueError(
+            "config: teacher_prompt: the analysis reads the texts alone; set teacher_prompt=null "
+            "to look at a teacher without it"
         )
     if model_directory(cfg, "teacher_") is None:
         raise ValueError("config: the analysis needs a teacher: set teacher_checkpointer")

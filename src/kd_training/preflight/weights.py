@@ -46,7 +46,8 @@ def _of_teacher(
             f"chance ({chance:.2f}); see whether its weights, tokenizer and prompts fit the data"
         )
     # With a tokenizer of its own the teacher predicts other, longer or shorter, tokens.
-    if teacher_ce > student_ce and batch.teacher is None:
+    same = torch.equal(labels[labels != ignore_index], batch.labels[batch.labels != ignore_index])
+    if teacher_ce > student_ce and same:
         warnings.append(
             f"{name}'s cross-entropy on the first batch, {teacher_ce:.2f}, is worse than "
             f"the student's, {student_ce:.2f}; consider tuning it on the data first"
