@@ -20,6 +20,12 @@ def is_packed(value: DictConfig | ListConfig | None) -> bool:
     return any(node.get("packed") for node in nodes_of(value))
 
 
+def packed_key(config: Any) -> str | None:
+    """The first of a run's dataset keys that `is_packed`; None for none."""
+    keys = ("dataset", "dataset_val")
+    return next((key for key in keys if is_packed(getattr(config, key))), None)
+
+
 def check_dataset_node(key: str, node: DictConfig) -> None:
     """Check what every builder of datasets would stumble over later, or not at all.
 

@@ -24,34 +24,23 @@ def check_rules(config: RunConfig) -> None:
             raise ValueError(f"config: {key} is set, but there is no dataset_val")
     _check_grouping(config)
     _check_teachers(config)
-    _check_server(config)
 
 
 def _check_teachers(config: RunConfig) -> None:
-    """One teacher or several, each described once."""
-    alone = ("teacher_model", "teacher_checkpointer", "teacher_quantization", "teacher_cache",
-             "teacher_tokenizer")  # fmt: skip
-    if config.teachers:
-        for key in alone:
-            if getattr(config, key) is not None:
+    """Whoever teaches is described once."""
+    one = ("teacher_model", "teacher_checkpointer", "teacher_quantization", "teacher_cache",
+           "teacher_tokenizer")  # fmt: skip
+    several = "several teachers have models and caches of their own, and the student's tokenizer"
+    server = "the server has the teacher, which shares the student's tokenizer"
+    for way, others, why in (
+        ("teachers", one, several),
+        ("teacher_server", (*one, "teachers"), server),
+    ):
+        for key in others:
+            if getattr(config, way) and getattr(config, key):
                 raise ValueError(
-                    f"config: {key} and teachers: leave out one of them (set {key}: null); several "
-                    "teachers have models and caches of their own, and the student's tokenizer"
+                    f"config: {key} and {way}: leave out one of them (set {key}: null); {why}"
                 )
-
-
-def _check_server(config: RunConfig) -> None:
-    """A teacher elsewhere is the only one."""
-    if config.teacher_server is None:
-        return
-    others = ("teacher_model", "teacher_checkpointer", "teacher_quantization", "teacher_cache",
-              "teacher_tokenizer", "teachers")  # fmt: skip
-    for key in others:
-        if getattr(config, key):
-            raise ValueError(
-                f"config: {key} and teacher_server: leave out one of them (set {key}: null); the "
-                "server has the teacher, which shares the student's tokenizer"
-            )
 
 
 def _check_terms(config: RunConfig) -> None:

@@ -4,11 +4,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from kd_data.transfer import one_at_a_time
-from kd_losses import Divergence, ReverseKLLoss
-from kd_teachers import Needs, check_needs
+from kd_losses import ReverseKLLoss
+from kd_teachers import check_needs
 from kd_training.far_teacher import fetched
+from kd_training.objective.distribution import DistributionTerm
 from kd_training.objective.objective import Objective
-from kd_training.objective.term import Term
 from kd_training.on_policy.source import Completed
 from kd_training.placement.one_device import Placement
 
@@ -16,15 +16,13 @@ NAME = "on_policy_kl"
 _ROUND = -1  # no epoch's: each validation writes with the same random numbers
 
 
-class OwnTextTerm(Term):
+class OwnTextTerm(DistributionTerm):
     """KL(student‖teacher) of each token that the student has written."""
 
     observed = True
 
     def __init__(self) -> None:
-        super().__init__(name=NAME)
-        self.rows = Divergence(ReverseKLLoss())
-        self.needs = Needs(distribution=True, reads=frozenset({self.rows.reads}))
+        super().__init__(NAME, ReverseKLLoss(), "labels", "divergence on own text")
 
 
 class OwnTextMeasure:

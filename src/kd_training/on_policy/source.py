@@ -101,8 +101,8 @@ class OnPolicySource:
         return int.from_bytes(drawn, "big") / 2**48 < self._fraction
 
     def first_batch(self) -> Batch:
-        """The dataset's first samples, with its own completions."""
-        return self._completed.answered(self.given.first_batch())
+        """The dataset's first samples as they are: nobody asks the teacher about them."""
+        return self.given.first_batch()
 
     def news(self) -> News:
         """How the newest texts are."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from hf_models.model import ModelFacts
 from kd_config.components import argument
-from kd_config.dataset_nodes import is_packed
+from kd_config.dataset_nodes import packed_key
 from kd_config.schema import RunConfig
 from kd_data.teacher_prompt import TeacherPrompt
 
@@ -26,12 +26,12 @@ def check_teacher_prompt(config: RunConfig, student: ModelFacts) -> None:
             "config: teacher_prompt and teacher_tokenizer: leave out one of them; the prompt "
             "moves the text, and two tokenizers cut it otherwise"
         )
-    for key in ("dataset", "dataset_val"):
-        if is_packed(getattr(config, key)):
-            raise ValueError(
-                f"config: {key}.packed must be false with teacher_prompt, which stands before each "
-                "text; set group_by_length: true instead"
-            )
+    packed = packed_key(config)
+    if packed is not None:
+        raise ValueError(
+            f"config: {packed}.packed must be false with teacher_prompt, which stands before each "
+            "text; set group_by_length: true instead"
+        )
 
 
 def check_room(

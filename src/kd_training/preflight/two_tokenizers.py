@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kd_config.dataset_nodes import is_packed
+from kd_config.dataset_nodes import packed_key
 from kd_training.objective.parts import Parts
 from kd_training.objective.term import Term
 
@@ -38,12 +38,12 @@ def check_two_tokenizers(parts: Parts, terms: Sequence[Term]) -> None:
                 f"config: {key} must be {needed} with teacher_tokenizer: only the targets of the "
                 "two tokenizers have counterparts, where they end at the same character"
             )
-    for key in ("dataset", "dataset_val"):
-        if is_packed(getattr(config, key)):
-            raise ValueError(
-                f"config: {key}.packed must be false with teacher_tokenizer: the two tokenizers "
-                "would pack other samples together"
-            )
+    packed = packed_key(config)
+    if packed is not None:
+        raise ValueError(
+            f"config: {packed}.packed must be false with teacher_tokenizer: the two tokenizers "
+            "would pack other samples together"
+        )
 
 
 def _named(term: Term) -> str:
